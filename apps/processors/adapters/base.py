@@ -1,0 +1,200 @@
+"""What services ask of the places around them: Protocols and the values that cross them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from apps.processors.reference import ImageReference, Platform, ProcessorRef
+
+Progress = Callable[[str], None]
+"""Takes one line for people: where a long step stands. Goes to stderr."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a container may use."""
+
+    cpu: float
+    memory_bytes: int
+    scratch_bytes: int
+    gpu: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One container to start."""
+
+    name: str
+    ref: ProcessorRef
+    image: str
+    """What `ImageBuilder` or `Engine.local_image` called it: opaque to services."""
+    platform: Platform
+    container_port: int
+    host_port: int
+    environment: Mapping[str, str]
+    """All variables of the processor, secrets included; PORT, THEORY_BIND and THEORY_SCRATCH are the engine's."""
+    labels: Mapping[str, str]
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container of ours, as its engine knows it now."""
+
+    id: str
+    name: str
+    state: str
+    """running, exited or dead."""
+    labels: Mapping[str, str]
+    host_port: int | None
+    started_at: str | None
+    """RFC 3339, UTC, milliseconds."""
+    exit_status: int | None = None
+    """Minus the signal's number where a signal ended it; None while it runs."""
+    out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line that a container wrote."""
+
+    ts: str
+    """RFC 3339, UTC, milliseconds."""
+    stream: str
+    """stdout or stderr."""
+    line: str
+
+
+class PortTaken(Exception):
+    """`Engine.launch`: something else listens on the host port. Nothing was started."""
+
+
+class NameTaken(Exception):
+    """`Engine.launch`: a container of that name exists already. Nothing was started."""
+
+
+class Engine(Protocol):
+    """What runs processors on this machine. The same contract tests hold every engine.
+
+    Every method raises EngineFailed when the engine does not answer (no permission included) and
+    ConfigurationError when the configured engine can't be used at all.
+    """
+
+    name: str
+    """docker or process."""
+    isolation: str
+    """What a container of this engine is kept apart by, in a word: container or host-process."""
+    gives_digests: bool
+    """Whether images have OCI digests here; where not, pins are ignored."""
+
+    def platform(self) -> Platform:
+        """The platform that images run on without emulation."""
+        ...
+
+    def local_image(self, digest: str, *, repository: str, platform: Platform) -> str | None:
+        """The name to launch the image of manifest digest `digest` by, when it is on this machine. Never pulls."""
+        ...
+
+    def has_image(self, image: str) -> bool:
+        """Whether `image` (as a builder named it) is still on this machine."""
+        ...
+
+    def pull(self, image: ImageReference, platform: Platform, *, progress: Progress) -> str:
+        """Fetch a pinned image; returns the name to launch it by.
+
+        Raises ImagePullFailed, ImageNotFound (the registry has no such digest), Unauthorized.
+        """
+        ...
+
+    def launch(self, launch: Launch) -> Container:
+        """Start a container detached. Never builds, never pulls. A failure leaves nothing behind.
+
+        Raises PortTaken, NameTaken, ImageNotFound.
+        """
+        ...
+
+    def containers(self) -> list[Container]:
+        """All containers of this checkout, running or not, found by label."""
+        ...
+
+    def stop(self, container: Container, *, grace_s: float) -> None:
+        """Ask to end (SIGTERM), then end it after `grace_s`. A container that is gone is no error."""
+        ...
+
+    def remove(self, container: Container) -> None:
+        """Remove a stopped container and its scratch space. A container that is gone is no error."""
+        ...
+
+    def logs(
+        self, container: Container, *, follow: bool = False, tail: int | None = None, since: str | None = None
+    ) -> Iterator[LogLine]:
+        """Lines in the order written, the last `tail` ones, from `since` (RFC 3339, UTC) on.
+
+        With `follow`, goes on until the container ends.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """One image to build, for some platforms. Everything that decides its bytes is in here."""
+
+    ref: ProcessorRef
+    root: Path
+    context: Path
+    dockerfile: Path
+    repository: str
+    """Prefix replaced already."""
+    tag: str
+    """`<version>-<12 hex of source_digest>`."""
+    source_digest: str
+    platforms: tuple[Platform, ...]
+    base: "BaseImage | None"
+    revision: str | None
+    """Of the last commit that touched what the build reads."""
+    created_epoch_s: int
+    """When that commit was made, seconds since 1970; 0 without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseImage:
+    """The image of the Dockerfile's last FROM, as really used."""
+
+    name: str
+    """As written, e.g. python:3.13-slim."""
+    digest: str
+    context: str | None
+    """`docker-image://…@sha256:…`, when a named build context replaces it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltImage:
+    """One platform of a build."""
+
+    platform: Platform
+    digest: str | None
+    """Manifest digest as a registry will show it; None where the image store does not know it before a push."""
+    image: str
+    """What `Engine.launch` takes, e.g. the local image id."""
+    image_id: str
+    size_bytes: int
+
+
+class ImageBuilder(Protocol):
+    """What makes images."""
+
+    engine: str
+    """The engine that runs what this builds."""
+
+    def platforms(self, asked: tuple[Platform, ...]) -> tuple[Platform, ...]:
+        """Those of `asked` that can be built here; the rest are skipped."""
+        ...
+
+    def base(self, name: str) -> BaseImage | None:
+        """The base image `name` as it would be used now. Raises ImageRegistryFailed."""
+        ...
+
+    def build(self, request: BuildRequest, *, progress: Progress) -> list[BuiltImage]:
+        """Build for `request.platforms`. Raises BuildFailed with the last lines, EngineFailed."""
+        ...

@@ -1,0 +1,421 @@
+"""The run protocol `theory.run.v1`: messages, their encoding, and what may follow what. No I/O.
+
+Both ends import this module; it needs the standard library alone. `docs/protocol.md` is its prose,
+`docs/protocol.schema.json` the JSON Schema of every message.
+
+One connection carries one execution. Text messages are JSON objects with a `type`; binary messages are
+chunks of relayed outputs (`CHUNK_HEADER`, then bytes). Control messages go before chunks at every turn.
+"""
+
+import json
+import re
+import struct
+import types
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, Final, get_args
+
+SUBPROTOCOL: Final = "theory.run.v1"
+PATH: Final = "/run"
+
+MAX_REQUEST_BYTES: Final = 8 * 1024 * 1024  # the largest text message to a runtime: inputs are in it
+MAX_MESSAGE_BYTES: Final = 1024 * 1024  # the largest message from a runtime
+CHUNK_BYTES: Final = 256 * 1024  # of one relayed output in one binary message
+WINDOW_BYTES: Final = 4 * 1024 * 1024  # relayed bytes under way and not yet stored, at most
+CHUNK_HEADER: Final = struct.Struct("!IQ")  # upload number, offset of the first byte
+
+EVENTS: Final = frozenset(("queued", "started", "token", "log", "progress", "output", "metric", "gap", "reattached"))
+EXECUTION_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+
+class ProtocolError(Exception):
+    """The other end broke the protocol: close with 1002, the message as the reason."""
+
+
+# What the controller sends
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Ask for an execution. `timeout_s` counts from acceptance. The same id again is the same execution."""
+
+    type: ClassVar[str] = "run"
+    execution_id: str
+    mode: str  # mock or real
+    inputs: dict[str, Any]
+    write_prefix: str  # /artifacts/…/, expanded
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Ask for an execution that runs or ran: its events after number `after`, and its end."""
+
+    type: ClassVar[str] = "attach"
+    execution_id: str
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End the execution. Answered by `cancelled`, then `completed`."""
+
+    type: ClassVar[str] = "cancel"
+    execution_id: str
+    by: str  # user or client
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Permission to upload one output, the answer to `upload`.
+
+    `transfer` is `relay` (send it here; `credit` is the first window in bytes) or `direct` (`request` holds
+    method, url and headers of an HTTP request to send as they are).
+    """
+
+    type: ClassVar[str] = "grant"
+    upload: int
+    transfer: str
+    credit: int = 0
+    request: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Allow so many more relayed bytes of this upload."""
+
+    type: ClassVar[str] = "credit"
+    upload: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The controller has verified size and digest of this upload where it lies."""
+
+    type: ClassVar[str] = "stored"
+    upload: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """This upload can't be: `error` (code, message, hint, details) ends the execution."""
+
+    type: ClassVar[str] = "refused"
+    upload: int
+    error: dict[str, Any]
+
+
+# What the runtime sends
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first message on every connection: who this is."""
+
+    type: ClassVar[str] = "hello"
+    ref: str
+    image_digest: str
+    spec_digest: str
+    source: str  # pin or build
+    runtime_version: str
+    concurrency: int
+    secrets_present: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The request was taken; its timeout counts from now."""
+
+    type: ClassVar[str] = "accepted"
+    execution_id: str
+    inputs_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened; `seq` counts from 1 without holes (a `gap` event says which numbers are gone)."""
+
+    type: ClassVar[str] = "event"
+    execution_id: str
+    seq: int
+    event: str
+    ts: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An output is spooled; ask where it shall go. `path` is relative to the write prefix."""
+
+    type: ClassVar[str] = "upload"
+    execution_id: str
+    upload: int
+    path: str
+    size_bytes: int
+    digest: str
+    mime: str
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """All bytes of this upload were sent."""
+
+    type: ClassVar[str] = "uploaded"
+    upload: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """A cancel took effect. `step` says what ended the handler.
+
+    One of `queued` (it never ran), `handler` (it returned by itself), `interrupt`, `terminate`, `kill`.
+    """
+
+    type: ClassVar[str] = "cancelled"
+    execution_id: str
+    by: str  # user, client or shutdown
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The end of the execution, always the last message.
+
+    `outputs` are the stored ones (path relative to the write prefix, size_bytes, digest, mime), `error` is null
+    on success. `meta` holds started_at (null when it never started), duration_ms and isolation.
+    """
+
+    type: ClassVar[str] = "completed"
+    execution_id: str
+    status: str  # success or error
+    error: dict[str, Any] | None
+    outputs: list[dict[str, Any]]
+    meta: dict[str, Any]
+
+
+ControllerMessage = Run | Attach | Cancel | Grant | Credit | Stored | Refused
+RuntimeMessage = Hello | Accepted | Event | Upload | Uploaded | Cancelled | Completed
+Message = ControllerMessage | RuntimeMessage
+
+
+def _shape(kind: type[Any]) -> dict[str, tuple[tuple[type, ...], bool]]:
+    """Field name → (accepted types, required)."""
+    shape = {}
+    for field in fields(kind):
+        hint: Any = field.type
+        options = hint.__args__ if isinstance(hint, types.UnionType) else (hint,)
+        accepted = tuple(getattr(option, "__origin__", option) for option in options)
+        if float in accepted:  # JSON has one kind of number
+            accepted += (int,)
+        shape[field.name] = (accepted, field.default is MISSING)
+    return shape
+
+
+_SHAPES: Final = {kind: _shape(kind) for kind in (*get_args(ControllerMessage), *get_args(RuntimeMessage))}
+_CONTROLLER_TYPES: Final = {kind.type: kind for kind in get_args(ControllerMessage)}
+_RUNTIME_TYPES: Final = {kind.type: kind for kind in get_args(RuntimeMessage)}
+
+
+def encode(message: Message) -> str:
+    """One message as JSON text, without line breaks."""
+    body = {name: getattr(message, name) for name in _SHAPES[type(message)]}
+    return json.dumps({"type": message.type, **body}, ensure_ascii=False, separators=(",", ":"))
+
+
+def decode_controller(text: str | bytes) -> ControllerMessage:
+    """What a runtime reads. Raises ProtocolError for anything but one well-formed message."""
+    message: ControllerMessage = _decode(text, _CONTROLLER_TYPES)
+    return message
+
+
+def decode_runtime(text: str | bytes) -> RuntimeMessage:
+    """What a controller reads. Raises ProtocolError for anything but one well-formed message."""
+    message: RuntimeMessage = _decode(text, _RUNTIME_TYPES)
+    return message
+
+
+def _decode(text: str | bytes, kinds: dict[str, type[Any]]) -> Any:
+    try:
+        document = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as exc:
+        raise ProtocolError(f"not JSON: {exc}") from exc
+    if not isinstance(document, dict):
+        raise ProtocolError("a message is a JSON object")
+    name = document.pop("type", None)
+    kind = kinds.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ProtocolError(f"unknown message type {str(name)[:40]!r}")
+    return kind(**_checked(name, document, _SHAPES[kind]))
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _checked(name: str, document: dict[str, Any], shape: dict[str, tuple[tuple[type, ...], bool]]) -> dict[str, Any]:
+    """The fields of a message; unknown ones are dropped, so that a newer peer may add some."""
+    found = {}
+    for field, (accepted, required) in shape.items():
+        if field not in document:
+            if required:
+                raise ProtocolError(f"{name} without {field}")
+            continue
+        value = document[field]
+        # bool is an int to Python, never to JSON
+        if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
+            raise ProtocolError(f"{name}.{field} has the wrong type")
+        found[field] = value
+    return found
+
+
+# What may follow what
+
+
+class ControllerSide:
+    """The controller's view of one execution: feed it what arrives, send what it returns.
+
+    Enforces order, contiguous event numbers, and that relayed bytes keep to size, offset and credit.
+    """
+
+    def __init__(self) -> None:
+        self.hello: Hello | None = None
+        self.execution_id: str | None = None
+        self.accepted = False
+        self.completed: Completed | None = None
+        self.next_seq = 1
+        self._uploads: dict[int, _Relay] = {}
+
+    def run(self, message: Run) -> str:
+        """The text that asks for an execution, once, after `hello`."""
+        if self.hello is None or self.execution_id is not None:
+            raise ProtocolError("run is sent once, after hello")
+        self.execution_id = message.execution_id
+        return encode(message)
+
+    def receive(self, text: str | bytes) -> RuntimeMessage:
+        """One text message, checked against what may come now. Raises ProtocolError."""
+        message = decode_runtime(text)
+        if self.completed is not None:
+            raise ProtocolError(f"{message.type} after completed")
+        match message:
+            case Hello():
+                if self.hello is not None:
+                    raise ProtocolError("hello twice")
+                self.hello = message
+                return message
+            case Upload() | Accepted() | Event() | Cancelled() | Completed():
+                if message.execution_id != self.execution_id:
+                    raise ProtocolError(f"{message.type} for another execution")
+        if not self.accepted and not isinstance(message, Accepted | Completed):
+            raise ProtocolError(f"{message.type} before accepted")
+        match message:
+            case Accepted():
+                self.accepted = True
+            case Event():
+                self._number(message)
+            case Upload():
+                if message.upload in self._uploads:
+                    raise ProtocolError(f"upload {message.upload} twice")
+                self._uploads[message.upload] = _Relay(message.size_bytes)
+            case Uploaded():
+                relay = self._relay(message.upload)
+                if relay.granted and relay.received != relay.size_bytes:
+                    raise ProtocolError(
+                        f"upload {message.upload} ended at {relay.received} of {relay.size_bytes} bytes"
+                    )
+            case Completed():
+                self.completed = message
+        return message
+
+    def _number(self, event: Event) -> None:
+        if event.event == "gap":
+            self.next_seq = int(event.data["to"]) + 1
+            return
+        if event.seq != self.next_seq:
+            raise ProtocolError(f"event {event.seq} where {self.next_seq} was due")
+        self.next_seq += 1
+
+    def _relay(self, upload: int) -> "_Relay":
+        try:
+            return self._uploads[upload]
+        except KeyError:
+            raise ProtocolError(f"unknown upload {upload}") from None
+
+    def grant_relay(self, upload: int) -> str:
+        """'Send it here', with the first window."""
+        relay = self._relay(upload)
+        relay.granted = True
+        relay.credit = WINDOW_BYTES
+        return encode(Grant(upload, "relay", credit=WINDOW_BYTES))
+
+    def receive_chunk(self, message: bytes) -> tuple[int, memoryview]:
+        """Upload number and bytes of one binary message. Raises ProtocolError."""
+        if len(message) < CHUNK_HEADER.size:
+            raise ProtocolError("a chunk shorter than its header")
+        upload, offset = CHUNK_HEADER.unpack_from(message)
+        data = memoryview(message)[CHUNK_HEADER.size :]
+        relay = self._relay(upload)
+        if offset != relay.received or len(data) > CHUNK_BYTES:
+            raise ProtocolError(f"chunk of upload {upload} out of place")
+        if len(data) > relay.credit or relay.received + len(data) > relay.size_bytes:
+            raise ProtocolError(f"chunk of upload {upload} beyond its credit or size")
+        relay.received += len(data)
+        relay.credit -= len(data)
+        return upload, data
+
+    def consumed(self, upload: int) -> str | None:
+        """Call when a chunk was stored: the next credit to send, once half a window is used up."""
+        relay = self._relay(upload)
+        if relay.credit > WINDOW_BYTES // 2 or relay.received == relay.size_bytes:
+            return None
+        more = WINDOW_BYTES - relay.credit
+        relay.credit += more
+        return encode(Credit(upload, more))
+
+
+@dataclass(slots=True)
+class _Relay:
+    """One upload as the controller counts it."""
+
+    size_bytes: int
+    granted: bool = False
+    received: int = 0
+    credit: int = 0
+
+
+class RuntimeSide:
+    """The runtime's view of one connection: what the controller may say now."""
+
+    def __init__(self) -> None:
+        self.execution_id: str | None = None
+        self.uploads: dict[int, Upload] = {}  # asked for and not settled
+
+    def receive(self, text: str | bytes) -> ControllerMessage:
+        """One text message, checked against what may come now. Raises ProtocolError."""
+        message = decode_controller(text)
+        match message:
+            case Run() | Attach():
+                if self.execution_id is not None:
+                    raise ProtocolError("one connection carries one execution")
+                if not EXECUTION_ID.fullmatch(message.execution_id):
+                    raise ProtocolError("execution_id is not a UUIDv7")
+                self.execution_id = message.execution_id
+            case Cancel():
+                if message.execution_id != self.execution_id:
+                    raise ProtocolError("cancel for another execution")
+            case Grant() | Credit() | Stored() | Refused():
+                if message.upload not in self.uploads:
+                    raise ProtocolError(f"unknown upload {message.upload}")
+        if isinstance(message, Stored | Refused):
+            del self.uploads[message.upload]
+        return message
+
+    def upload(self, message: Upload) -> str:
+        """The text that asks where an output shall go."""
+        self.uploads[message.upload] = message
+        return encode(message)
+
+
+def chunk(upload: int, offset: int, data: bytes | memoryview) -> bytes:
+    """One binary message: at most CHUNK_BYTES of a relayed output, from `offset` on."""
+    return CHUNK_HEADER.pack(upload, offset) + data
