@@ -295,20 +295,10 @@ class ControllerSide:
     def receive(self, text: str | bytes) -> RuntimeMessage:
         """One text message, checked against what may come now. Raises ProtocolError."""
         message = decode_runtime(text)
-        if self.completed is not None:
-            raise ProtocolError(f"{message.type} after completed")
+        self._in_order(message)
         match message:
             case Hello():
-                if self.hello is not None:
-                    raise ProtocolError("hello twice")
                 self.hello = message
-                return message
-            case Upload() | Accepted() | Event() | Cancelled() | Completed():
-                if message.execution_id != self.execution_id:
-                    raise ProtocolError(f"{message.type} for another execution")
-        if not self.accepted and not isinstance(message, Accepted | Completed):
-            raise ProtocolError(f"{message.type} before accepted")
-        match message:
             case Accepted():
                 self.accepted = True
             case Event():
@@ -318,14 +308,22 @@ class ControllerSide:
                     raise ProtocolError(f"upload {message.upload} twice")
                 self._uploads[message.upload] = _Relay(message.size_bytes)
             case Uploaded():
-                relay = self._relay(message.upload)
-                if relay.granted and relay.received != relay.size_bytes:
-                    raise ProtocolError(
-                        f"upload {message.upload} ended at {relay.received} of {relay.size_bytes} bytes"
-                    )
+                self._relay(message.upload).end(message.upload)
             case Completed():
                 self.completed = message
         return message
+
+    def _in_order(self, message: RuntimeMessage) -> None:
+        if self.completed is not None:
+            raise ProtocolError(f"{message.type} after completed")
+        if isinstance(message, Hello):
+            if self.hello is not None:
+                raise ProtocolError("hello twice")
+            return
+        if not self.accepted and not isinstance(message, Accepted | Completed):
+            raise ProtocolError(f"{message.type} before accepted")
+        if not isinstance(message, Uploaded) and message.execution_id != self.execution_id:
+            raise ProtocolError(f"{message.type} for another execution")
 
     def _number(self, event: Event) -> None:
         if event.event == "gap":
@@ -381,6 +379,10 @@ class _Relay:
     granted: bool = False
     received: int = 0
     credit: int = 0
+
+    def end(self, upload: int) -> None:
+        if self.granted and self.received != self.size_bytes:
+            raise ProtocolError(f"upload {upload} ended at {self.received} of {self.size_bytes} bytes")
 
 
 class RuntimeSide:
