@@ -61,8 +61,9 @@ class ContainerRecord:
     platform: str
     secrets: tuple[str, ...]
     secrets_hmac: str
-    forced: str | None = None
-    """pin, build or drift, where the selection was forced at start."""
+
+    def document(self) -> dict[str, Any]:
+        return {**asdict(self), "secrets": list(self.secrets)}
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Self:
@@ -131,7 +132,7 @@ class LocalState:
         }
 
     def record_container(self, ref: ProcessorRef, record: ContainerRecord) -> None:
-        self._change("containers.json", "containers", lambda entries: {**entries, str(ref): asdict(record)})
+        self._change("containers.json", "containers", lambda entries: {**entries, str(ref): record.document()})
 
     def forget_container(self, ref: ProcessorRef) -> None:
         """Drop the record and the run token; the port is kept for the next start."""

@@ -1,0 +1,152 @@
+"""LocalState: ports, tokens, containers and builds survive two terminals, damage and a closed eye."""
+
+import json
+import stat
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from apps.errors import ConfigurationError
+from apps.processors.reference import ProcessorRef
+from apps.processors.state import FIRST_PORT, LAST_PORT, BuildRecord, ContainerRecord, LocalState
+
+REF = ProcessorRef.parse("llm/litellm@1")
+OTHER = ProcessorRef.parse("image/thumbnail@1")
+BUILD = BuildRecord(
+    engine="docker",
+    platform="linux/amd64",
+    tag="1-0123456789ab",
+    source_digest="sha256:" + "a" * 64,
+    digest="sha256:" + "b" * 64,
+    image="sha256:" + "b" * 64,
+    image_id="sha256:" + "b" * 64,
+    size_bytes=1,
+    pin=None,
+    built_at="2026-01-01T00:00:00.000Z",
+)
+CONTAINER = ContainerRecord(
+    engine="docker",
+    id="abc",
+    name="processor-llm-litellm-v1-00000000",
+    port=18042,
+    image_digest="sha256:" + "b" * 64,
+    spec_digest="sha256:" + "c" * 64,
+    source="build",
+    platform="linux/amd64",
+    secrets=("OPENAI_API_KEY",),
+    secrets_hmac="00",
+)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> LocalState:
+    return LocalState(tmp_path / ".theory")
+
+
+def anywhere(port: int) -> bool:
+    return True
+
+
+def allocate(folder: Path, number: int) -> int:
+    return LocalState(folder).allocate_port(ProcessorRef("ns", "name", number), usable=anywhere)
+
+
+def test_a_port_is_kept_for_its_ref(state: LocalState) -> None:
+    port = state.allocate_port(REF, usable=anywhere)
+
+    assert state.allocate_port(REF, usable=anywhere) == port
+    assert FIRST_PORT <= port <= LAST_PORT
+    assert json.loads((state.folder / "local_ports.json").read_text()) == {"llm/litellm@1": port}
+
+
+def test_a_replaced_port_is_another_one_and_is_kept(state: LocalState) -> None:
+    port = state.allocate_port(REF, usable=anywhere)
+
+    new = state.allocate_port(REF, usable=lambda each: each != port, replace=True)
+
+    assert new != port
+    assert state.port(REF) == new
+
+
+def test_twenty_processes_that_allocate_at_once_get_twenty_ports_and_lose_none(state: LocalState) -> None:
+    with ProcessPoolExecutor(8) as pool:
+        ports = list(pool.map(allocate, [state.folder] * 20, range(1, 21)))
+
+    assert len(set(ports)) == 20
+    assert sorted(json.loads((state.folder / "local_ports.json").read_text()).values()) == sorted(ports)
+
+
+def test_no_port_left_is_a_configuration_error(state: LocalState) -> None:
+    with pytest.raises(ConfigurationError, match="no free port"):
+        state.allocate_port(REF, usable=lambda port: False)
+
+
+def test_tokens_and_the_key_are_for_the_owner_alone(state: LocalState) -> None:
+    state.new_token(REF)
+    state.secrets_hmac({"A": "b"})
+
+    for name in ("run_tokens.json", "secrets.key"):
+        assert stat.S_IMODE((state.folder / name).stat().st_mode) == 0o600
+
+
+def test_every_start_gets_a_new_token(state: LocalState) -> None:
+    first = state.new_token(REF)
+    second = state.new_token(REF)
+
+    assert first != second
+    assert state.token(REF) == second
+
+
+def test_the_fingerprint_tells_values_apart_and_hides_them(state: LocalState) -> None:
+    one = state.secrets_hmac({"A": "b"})
+
+    assert one == LocalState(state.folder).secrets_hmac({"A": "b"})
+    assert one != state.secrets_hmac({"A": "c"})
+    assert one != LocalState(state.folder / "elsewhere").secrets_hmac({"A": "b"})
+
+
+def test_a_container_is_remembered_and_forgotten_with_its_token(state: LocalState) -> None:
+    port = state.allocate_port(REF, usable=anywhere)
+    state.new_token(REF)
+    state.record_container(REF, CONTAINER)
+    state.record_container(OTHER, CONTAINER)
+
+    assert state.container(REF) == CONTAINER
+    state.forget_container(REF)
+
+    assert state.container(REF) is None
+    assert state.token(REF) is None
+    assert state.port(REF) == port
+    assert state.containers() == {str(OTHER): CONTAINER}
+
+
+def test_a_new_build_replaces_the_one_of_its_platform_only(state: LocalState) -> None:
+    arm = replace(BUILD, platform="linux/arm64")
+    state.record_builds(REF, [BUILD, arm])
+    newer = replace(BUILD, tag="1-ffffffffffff")
+
+    state.record_builds(REF, [newer])
+
+    assert set(state.builds(REF)) == {newer, arm}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 2}', "\0"])
+def test_a_damaged_file_is_named_with_the_line_that_mends_it(state: LocalState, text: str) -> None:
+    state.folder.mkdir(parents=True)
+    (state.folder / "containers.json").write_text(text)
+
+    with pytest.raises(ConfigurationError, match=r"containers\.json") as caught:
+        state.container(REF)
+
+    assert caught.value.hint.startswith("remove it: rm ")
+
+
+def test_a_change_that_changes_nothing_writes_nothing(state: LocalState) -> None:
+    state.record_container(REF, CONTAINER)
+    before = (state.folder / "containers.json").stat()
+
+    state.record_container(REF, CONTAINER)
+
+    assert (state.folder / "containers.json").stat().st_ino == before.st_ino
