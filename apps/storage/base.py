@@ -28,7 +28,7 @@ class ObjectWriter(Protocol):
         ...
 
     def abort(self) -> None:
-        """Forget it. Also after a failed commit; never raises."""
+        """Forget it, unless it was committed. Also after a failed commit; never raises."""
         ...
 
 

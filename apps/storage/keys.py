@@ -1,0 +1,36 @@
+"""What a key may be: the same rule for every store, so that a run works the same on each."""
+
+from apps.errors import InvalidInputs
+
+MAX_KEY_BYTES = 1024  # what S3 takes
+MAX_SEGMENT_BYTES = 255  # what filesystems take
+
+
+def split(key: str) -> list[str]:
+    """The segments of `key`: at least one. Raises InvalidInputs naming what is wrong with it.
+
+    A segment is printable (`str.isprintable`: no control, format or unassigned character, no lone surrogate),
+    neither `.` nor `..`, and 1 to 255 bytes of UTF-8. The first can't be `.tmp…`, where the filesystem backend
+    keeps what is on its way in.
+    """
+    segments = key.split("/")
+    wrong = next(filter(None, map(_wrong, segments)), None)
+    if segments[0].casefold().startswith(".tmp"):
+        wrong = "its first segment is reserved"
+    elif wrong is None and len(key.encode()) > MAX_KEY_BYTES:
+        wrong = f"it has more than {MAX_KEY_BYTES} bytes"
+    if wrong:
+        raise InvalidInputs(f"{key!r} can't be a key: {wrong}", details={"key": key})
+    return segments
+
+
+def _wrong(segment: str) -> str | None:
+    if not segment:
+        return "it has an empty segment"
+    if segment in (".", ".."):
+        return f"it has a segment {segment!r}"
+    if not segment.isprintable():
+        return "it has a character that can't be printed"
+    if len(segment.encode()) > MAX_SEGMENT_BYTES:
+        return f"it has a segment of more than {MAX_SEGMENT_BYTES} bytes"
+    return None
