@@ -1,0 +1,27 @@
+# The developer's menu. Everything is installed into .venv/ here, nothing outside this folder.
+BIN := .venv/bin
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --exclude-newer "7 days"
+SOURCES := pyproject.toml code/runtime/pyproject.toml
+
+.PHONY: demo test check bench lock
+
+demo: .venv/commands.stamp  # the main job, without Docker: build, start, run, stop
+	$(BIN)/python examples/demo.py
+
+test: .venv/development.stamp  # all tests; those that need Docker are skipped without it (REQUIRE_DOCKER=1: fail)
+	$(BIN)/python -m pytest
+
+check: .venv/development.stamp  # format, lint, types, import rules
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+bench: .venv/development.stamp  # the figures of docs/benchmarks.md
+	$(BIN)/python bench/bench.py
+
+lock: .venv/development.stamp  # new versions into both lock files
+	$(LOCK) --upgrade -o requirements.lock $(SOURCES) requirements.in && $(LOCK) --upgrade -o requirements-dev.lock -c requirements.lock $(SOURCES) requirements.in requirements-dev.in
+
+.venv/commands.stamp: requirements.lock $(SOURCES)
+	sh .ci/venv.sh $< && touch $@
+
+.venv/development.stamp: requirements-dev.lock .venv/commands.stamp
+	sh .ci/venv.sh $< && touch $@
