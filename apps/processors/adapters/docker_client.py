@@ -83,7 +83,7 @@ class DockerClient:
         api = docker.APIClient(base_url=endpoint.url, version=version, timeout=timeout_s, tls=_tls(endpoint))
         # A proxy or a .netrc of the caller is not for an engine on this machine.
         api.trust_env = False
-        api.reload_login(str(docker_endpoint.config_folder(self._environment) / "config.json"))
+        api.reload_config(str(docker_endpoint.config_folder(self._environment) / "config.json"))
         return api
 
 
