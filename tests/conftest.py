@@ -19,7 +19,7 @@ def _engine_failure(host: str) -> str:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as exc:
         return str(exc)
-    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
+    return (done.stderr.strip() or f"exit status {done.returncode}") if done.returncode else ""
 
 
 def _need(what: str, failure: str) -> None:
