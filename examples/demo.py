@@ -47,7 +47,7 @@ def run(prompt: str, *options: str, capture: bool = False) -> str:
 def written(envelope: dict[str, Any]) -> Path:
     """The reply's file, once its bytes were found to be those that the envelope promises."""
     output = next(output for output in envelope["outputs"] if output["path"].endswith("response.txt"))
-    path = ARTIFACTS / output["path"].lstrip("/")
+    path = ARTIFACTS / str(output["path"]).lstrip("/")
     digest = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
     if digest != output["digest"]:
         sys.exit(f"{path} is {digest}, the envelope says {output['digest']}")
