@@ -137,12 +137,12 @@ class Artifacts:
             for output in envelope["outputs"]:
                 self._verify(**output)
             document = {name: envelope[name] for name in ("schema", "execution_id", "ref", "outputs")}
-        except (KeyError, TypeError) as exc:
+        except (KeyError, TypeError, OutputInvalid) as exc:
             raise OutputExists(f"{self.locate(RECEIPT)} is not a receipt", hint=self._move_it()) from exc
         return json.dumps(document, separators=(",", ":")).encode()
 
     def _verify(self, path: str, digest: str, size_bytes: int, mime: str) -> None:
-        where = key(self.prefix, path.removeprefix(self.prefix))
+        where = key(self.prefix, str(path).removeprefix(self.prefix))
         found = self._backend.stat(where)
         if found and found.size_bytes == size_bytes:
             with self._backend.open(where) as file:
