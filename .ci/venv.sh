@@ -21,3 +21,4 @@ fi
 echo "installing $1" >&2
 .venv/bin/python -m pip install --quiet --require-hashes --requirement "$1"
 .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable . --editable code/runtime
+.venv/bin/python -m compileall -q apps code/runtime/processor_runtime # as pip does with all else: no first start is slow
