@@ -1,17 +1,20 @@
 """What a key may be: the same rule for every store, so that a run works the same on each."""
 
+import re
+from typing import Final
+
 from apps.errors import InvalidInputs
 
-MAX_KEY_BYTES = 1024  # what S3 takes
-MAX_SEGMENT_BYTES = 255  # what filesystems take
+MAX_KEY_BYTES: Final = 1024  # what S3 takes
+MAX_SEGMENT_BYTES: Final = 255  # what filesystems take
+_NO_TEXT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # controls, lone surrogates
 
 
 def split(key: str) -> list[str]:
     """The segments of `key`: at least one. Raises InvalidInputs naming what is wrong with it.
 
-    A segment is printable (`str.isprintable`: no control, format or unassigned character, no lone surrogate),
-    neither `.` nor `..`, and 1 to 255 bytes of UTF-8. The first can't be `.tmp…`, where the filesystem backend
-    keeps what is on its way in.
+    A segment is valid text without control characters, neither `.` nor `..`, and 1 to 255 bytes of UTF-8. The
+    first can't be `.tmp…`, where the filesystem backend keeps what is on its way in.
     """
     segments = key.split("/")
     wrong = next(filter(None, map(_wrong, segments)), None)
@@ -29,8 +32,8 @@ def _wrong(segment: str) -> str | None:
         return "it has an empty segment"
     if segment in (".", ".."):
         return f"it has a segment {segment!r}"
-    if not segment.isprintable():
-        return "it has a character that can't be printed"
+    if _NO_TEXT.search(segment):
+        return "it has a control character, or is no valid text"
     if len(segment.encode()) > MAX_SEGMENT_BYTES:
         return f"it has a segment of more than {MAX_SEGMENT_BYTES} bytes"
     return None

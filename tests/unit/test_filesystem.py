@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apps.errors import ConfigurationError, InvalidInputs, OutputExists, StorageFailed, UploadFailed
-from apps.storage import durable, select
+from apps.storage import select
 from apps.storage.filesystem import FilesystemBackend
 from tests.places import small_disk
 
@@ -87,8 +87,7 @@ def files(folder: Path) -> set[str]:
         "a/b\n",
         "a/\x1b[2J",
         "a/\x7f",
-        "a/\u202egnp.exe",
-        "a/\u200b",
+        "a/\x9b",
         "a/\ud800",
         "a/" + "x" * 256,
         "a/" + "é" * 128,
@@ -413,7 +412,7 @@ def test_a_new_root_is_synced_into_its_parent(root: Path, calls: list[str]) -> N
 def test_a_filesystem_that_can_not_sync_folders_serves(
     backend: FilesystemBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(durable.os, "fsync", _failing_for_folders(errno.EINVAL))
+    monkeypatch.setattr(os, "fsync", _failing_for_folders(errno.EINVAL))
 
     put(backend, "a/b", b"bytes")
 
@@ -423,7 +422,7 @@ def test_a_filesystem_that_can_not_sync_folders_serves(
 def test_a_folder_that_was_not_synced_is_no_success(
     backend: FilesystemBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(durable.os, "fsync", _failing_for_folders(errno.EIO))
+    monkeypatch.setattr(os, "fsync", _failing_for_folders(errno.EIO))
 
     with pytest.raises(StorageFailed, match="disk reports an error"):
         put(backend, "a/b", b"bytes")
