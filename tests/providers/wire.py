@@ -60,7 +60,7 @@ class Anthropic:
     path = "/v1/messages"
 
     def opening(self, model: str) -> Iterator[str]:
-        message = {
+        message: dict[str, Any] = {
             "id": "msg_1",
             "type": "message",
             "role": "assistant",
