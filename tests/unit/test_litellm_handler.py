@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from processor_runtime.handler import Content, Context, ProviderError
+
 from tests.shell import PROJECT
 
 HANDLER = PROJECT / "code/processors/llm/litellm/1/handler.py"
@@ -21,7 +21,8 @@ KEY = "sk-not-to-be-seen"
 
 def imported() -> ModuleType:
     spec = importlib.util.spec_from_file_location("litellm_handler", HANDLER)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -39,8 +40,10 @@ class Recorded:
         request |= {"execution_id": "0", "inputs_digest": "0"}
         self.tokens: list[str] = []
         self.files: dict[str, Content] = {}
-        self.context = Context(request, emit=lambda _: None, write=self.files.__setitem__, redact=str)
-        self.context.token = self.tokens.append  # type: ignore[method-assign]
+        self.context = Context(request, emit=self._emit, write=self.files.__setitem__, redact=str)
+
+    def _emit(self, fragment: bytes) -> None:
+        self.tokens.append(json.loads(b"{%b}" % fragment)["data"]["text"])
 
     def run(self) -> "Recorded":
         handler.run(self.context)
