@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from apps.errors import ConfigurationError, EngineFailed, ImageNotFound, ImagePullFailed, UsageError
+from apps.errors import ConfigurationError, EngineFailed, ImageNotFound, ImagePullFailed, TimedOut, UsageError
 from apps.processors.adapters import command, host_log, host_shim
 from apps.processors.adapters.base import Container, Launch, LogLine, NameTaken, PortTaken, Progress
 from apps.processors.adapters.host_process import SETTLE_S, Record, container_of, sweep, until
@@ -245,10 +245,13 @@ def _ask_shim(config: dict[str, Any]) -> None:
     """Start a process through a shim of its own; returns when process.json is there. Raises EngineFailed."""
     argv = [sys.executable, "-I", "-S", str(SHIM)]
     # The environment goes through the pipe: argv and /proc/PID/environ of the shim can be read by others.
-    answer = command.run(argv, timeout_s=LAUNCH_S, env={"LC_ALL": "C.UTF-8"}, input=json.dumps(config))
-    document = json.loads(answer.stdout or "{}")
-    if "pid" not in document:
+    try:
+        answer = command.run(argv, timeout_s=LAUNCH_S, env={"LC_ALL": "C.UTF-8"}, input=json.dumps(config))
+        document = json.loads(answer.stdout or "{}")
         why = document.get("error") or answer.stderr.strip() or "its shim was killed"
+    except TimedOut as exc:
+        document, why = {}, exc.message
+    if "pid" not in document:
         raise EngineFailed(f"can't start {config['record']['name']}: {why}", hint="start it again")
 
 

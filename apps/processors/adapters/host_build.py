@@ -75,19 +75,22 @@ class HostBuilder:
                 hint="make it: uv pip compile --generate-hashes requirements.in -o requirements.lock",
             ) from exc
         python = f"{sys.implementation.cache_tag} {platform.python_version()} {platform.machine()}"
-        venv = self._folder / "venvs" / hashlib.sha256(content + python.encode()).hexdigest()[:12]
-        if interpreter(venv) is None:
-            self._make(venv, lock, progress)
+        key = hashlib.sha256(content + python.encode()).hexdigest()[:12]
+        for made in self._folder.glob(f"venvs/{key}-*"):
+            if interpreter(made) is not None:
+                return made
+        # A name of its own: should a build be killed, its pip may go on for a while, into a folder that nobody uses.
+        venv = self._folder / "venvs" / f"{key}-{secrets.token_hex(4)}"
+        self._make(venv, lock, progress)
         return venv
 
     def _make(self, venv: Path, lock: Path, progress: Progress) -> None:
-        """In its place, since nothing uses it before `.complete` is there, written last."""
+        """In its place, where its scripts find it; nothing uses it before `.complete` is there, written last."""
         progress(f"making a virtual environment of {lock.relative_to(self._root)}")
-        delete(venv)
         try:
             python = self._empty(venv)
             for line in self._install(venv, python, lock):
-                if line.startswith(("Collecting ", "Installing ")):
+                if line.startswith(("Collecting ", "Processing ", "Installing ")):
                     progress(line if len(line) <= 100 else f"{line[:99]}…")
             progress("compiling")
             # A package may ship files for another Python: what can't be compiled is not imported either.

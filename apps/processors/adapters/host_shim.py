@@ -34,6 +34,7 @@ DRAIN_S: Final = 1.0
 """How long the pipes are read after that, should somebody else hold them open."""
 
 PR_SET_PDEATHSIG: Final = 1
+PR_SET_DUMPABLE: Final = 4
 PR_SET_CHILD_SUBREAPER: Final = 36
 LINUX: Final = sys.platform == "linux"
 
@@ -163,7 +164,8 @@ def begin(config: dict[str, Any]) -> subprocess.Popen[bytes]:
     prctl = _prctl()
     # Orphans of the process become children of this one, which ends them: no session or daemon escapes.
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the secrets
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # no handler reads this one's memory: it has held the secrets
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold them too
     return subprocess.Popen(
         config["argv"],
         cwd=config["cwd"],
