@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from apps.errors import ConfigurationError, ImageNotFound, NotStarted, OperationError, UsageError
+from apps.errors import ConfigurationError, ImageNotFound, OperationError, UsageError
 from apps.processors.adapters import docker_confinement, docker_logs, docker_pull
 from apps.processors.adapters.base import Container, Launch, LogLine, Progress
 from apps.processors.adapters.docker_client import TIMEOUT_S, DockerClient
@@ -119,19 +119,17 @@ class DockerEngine:
         self, container: Container, *, follow: bool = False, tail: int | None = None, since_ns: int = 0
     ) -> Iterator[docker_logs.Entry]:
         asked = {"follow": follow, "tail": "all" if tail is None else tail, "since": docker_logs.since(since_ns)}
-        try:
-            with (
-                self._client.asking(f"read the logs of {container.name}"),
-                self._client.stream(
-                    "GET",
-                    f"/containers/{container.id}/logs",
-                    silence_s=None if follow else TIMEOUT_S,
-                    params={"stdout": True, "stderr": True, "timestamps": True, **asked},
-                ) as response,
-            ):
-                yield from docker_logs.entries(response.iter_content(None))
-        except Gone as exc:
-            raise NotStarted(f"container {container.name} is gone", hint="localctl status") from exc
+        with (
+            suppress(Gone),
+            self._client.asking(f"read the logs of {container.name}"),
+            self._client.stream(
+                "GET",
+                f"/containers/{container.id}/logs",
+                silence_s=None if follow else TIMEOUT_S,
+                params={"stdout": True, "stderr": True, "timestamps": True, **asked},
+            ) as response,
+        ):
+            yield from docker_logs.entries(response.iter_content(None))
 
     def _names(self, digest: str, repository: str) -> Iterator[str]:
         """What the image of a manifest digest can be called here, the likeliest first."""
