@@ -1,0 +1,26 @@
+"""What the pages promise: links that lead somewhere, and the commands that there are."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.sources import PROJECT
+
+PAGES = sorted([PROJECT / "README.md", *(PROJECT / "docs").rglob("*.md")])
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
+ROLE = re.compile(r"\{doc\}`([^`]+)`")
+CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
+
+
+def _targets(page: Path) -> set[Path]:
+    """The files that a page links to, by Markdown or by MyST's {doc}."""
+    text = page.read_text()
+    roles = {f"{name}.md" for name in ROLE.findall(text)}
+    links = {target for target in LINK.findall(CODE.sub("", text)) if "://" not in target}
+    return {(page.parent / target).resolve() for target in roles | links}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
+    assert [str(target) for target in _targets(page) if not target.is_file()] == []
