@@ -596,18 +596,37 @@ def test_ctrl_c_during_a_launch_leaves_nothing(place: Place, monkeypatch: pytest
     assert waited(lambda: not processes_in(place.state))
 
 
-def test_a_command_that_ends_before_the_answer_leaves_no_process(place: Place) -> None:
-    config = place.engine._config(place.launch(), Path(sys.executable), place.state / "processes" / ".staging")
-    (place.state / "processes" / ".staging").mkdir(parents=True)
-    shim = subprocess.Popen([sys.executable, "-I", "-S", str(host.SHIM)], stdin=subprocess.PIPE)
-    assert shim.stdin is not None
-    shim.stdin.write(json.dumps(config).encode()[:-1])
+def _shim(place: Place, script: Path = host.SHIM) -> tuple["subprocess.Popen[bytes]", bytes]:
+    """A shim and what it is to be told."""
+    staging = place.state / "processes" / ".staging"
+    staging.mkdir(parents=True)
+    config = place.engine._config(place.launch(FAMILY), Path(sys.executable), staging)
+    argv = [sys.executable, "-I", "-S", str(script)]
+    return subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL), json.dumps(config).encode()
 
-    shim.kill()
-    shim.communicate()
 
-    assert waited(lambda: not processes_in(place.state))
+def test_a_shim_that_was_told_half_starts_nothing(place: Place) -> None:
+    shim, told = _shim(place)
+
+    shim.communicate(told[:-1], timeout=10)
+
+    assert shim.returncode == 1
+    assert not processes_in(place.state)
     assert place.engine.containers() == []
+
+
+def test_a_process_that_nobody_waits_for_any_more_is_not_kept(place: Place) -> None:
+    impatient = place.root / "shim.py"
+    impatient.write_text(
+        f"import os, runpy\nfork = os.fork\nos.fork = lambda: fork() and os._exit(0)\n"
+        f"runpy.run_path({str(host.SHIM)!r}, run_name='__main__')\n"
+    )
+    shim, told = _shim(place, impatient)
+
+    shim.communicate(told, timeout=10)
+
+    assert waited(lambda: list((place.state / "processes").iterdir()) == [])
+    assert waited(lambda: not processes_in(place.state))
 
 
 # build

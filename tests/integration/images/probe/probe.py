@@ -29,7 +29,7 @@ def facts() -> dict[str, object]:
         "gid": os.getgid(),
         "environment": dict(os.environ),
         "status": {name: status[name].strip() for name in ("CapEff", "CapBnd", "NoNewPrivs", "Seccomp")},
-        "mounts": {words[1]: words[3] for words in map(str.split, read("/proc/self/mounts").splitlines())},
+        "mounts": [line.split()[1:4] for line in read("/proc/self/mounts").splitlines()],
         "core": resource.getrlimit(resource.RLIMIT_CORE)[1],
         "hosts": {words[-1]: words[0] for words in map(str.split, read("/etc/hosts").splitlines()) if words},
         "machine": os.uname().machine,
