@@ -1,0 +1,196 @@
+"""The folder registry/: registry.yaml files ↔ ProcessorSpec. The only reader of those files."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from apps.errors import InvalidReference, InvalidRegistry, RefNotFound
+from apps.processors import marked_yaml, spec
+from apps.processors.reference import ProcessorRef
+from apps.processors.spec import Build, OutputRule, ProcessorSpec, Runtime, Secrets
+
+__all__ = ["Build", "OutputRule", "ProcessorSpec", "Runtime", "Secrets", "check", "load", "load_all"]
+
+FILE_NAME: Final = "registry.yaml"
+MAX_FILE_BYTES: Final = 1024 * 1024
+
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong in one file, and where."""
+
+    file: str
+    """Relative to the root folder."""
+    line: int
+    column: int
+    path: str
+    """Inside the document, as JSONPath (RFC 9535): `$.runtime.cpu`."""
+    expected: str
+    found: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.path}: expected {self.expected}, found {self.found}"
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}: {self.message}"
+
+
+class _Wrong(Exception):
+    def __init__(self, *findings: Finding) -> None:
+        super().__init__(len(findings))
+        self.findings = findings
+
+
+def load(root: Path, ref: ProcessorRef) -> ProcessorSpec:
+    """The processor `ref` of the checkout at `root`.
+
+    Raises RefNotFound when it has no registry.yaml, InvalidRegistry (details.findings) when that is wrong.
+    """
+    path = root / "registry" / ref.namespace / ref.name / str(ref.version) / FILE_NAME
+    if not os.path.lexists(path):
+        raise RefNotFound(f"no processor {ref} in {root / 'registry'}", hint="list them: processorctl list")
+    try:
+        return _read(root, path, ref)
+    except _Wrong as exc:
+        raise _error(list(exc.findings)) from exc
+
+
+def load_all(root: Path) -> list[ProcessorSpec]:
+    """Every processor, sorted by ref. Raises InvalidRegistry with the findings of all files."""
+    found: list[ProcessorSpec] = []
+    findings: list[Finding] = []
+    for path in _files(root):
+        try:
+            found.append(_read(root, path, _ref_of_folder(root, path)))
+        except _Wrong as exc:
+            findings += exc.findings
+    if findings:
+        raise _error(findings)
+    return sorted(found, key=lambda each: each.ref)
+
+
+def check(root: Path) -> int:
+    """How many files were checked. Raises InvalidRegistry with every finding in details.findings."""
+    return len(load_all(root))
+
+
+def _error(findings: list[Finding]) -> InvalidRegistry:
+    more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+    return InvalidRegistry(
+        f"{findings[0]}{more}",
+        hint="correct it, then: processorctl validate",
+        details={"findings": [{**asdict(finding), "message": finding.message} for finding in findings]},
+    )
+
+
+# Which files there are
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Every registry.yaml below registry/, misplaced ones too."""
+    registry = root / "registry"
+    if not registry.is_dir():
+        raise _error([_of_file(root, registry, "a folder", "nothing")])
+    yield from _below(registry, registry.resolve(), depth=0)
+
+
+def _below(folder: Path, registry: Path, *, depth: int) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    for name in names:
+        path = folder / name
+        if name == FILE_NAME:
+            yield path
+        elif depth < 4 and path.is_dir() and _resolved(path).is_relative_to(registry):
+            yield from _below(path, registry, depth=depth + 1)
+        elif path.is_symlink() and path.is_dir():
+            yield path / FILE_NAME  # leads out: reading it says so
+
+
+def _resolved(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _ref_of_folder(root: Path, path: Path) -> ProcessorRef:
+    parts = path.parent.relative_to(root / "registry").parts
+    text = f"{parts[0]}/{parts[1]}@{parts[2]}" if len(parts) == 3 else ""
+    try:
+        return ProcessorRef.parse(text)
+    except InvalidReference:
+        where = "registry/<namespace>/<name>/<version>/registry.yaml"
+        raise _Wrong(_of_file(root, path, f"a file {where}", "another folder")) from None
+
+
+# Reading one
+
+
+def _read(root: Path, path: Path, ref: ProcessorRef) -> ProcessorSpec:
+    """Raises _Wrong."""
+    text = _text(root, path)
+    try:
+        document = marked_yaml.read(text)
+    except marked_yaml.Unreadable as exc:
+        raise _Wrong(_finding(root, path, exc.place, exc.path, exc.expected, exc.found)) from exc
+    try:
+        return spec.parse(document.data, file=path, ref=ref)
+    except spec.InvalidSpec as exc:
+        findings = [
+            _finding(root, path, document.place(each.path, key=each.at_key), each.path, each.expected, each.found)
+            for each in exc.problems
+        ]
+        raise _Wrong(*sorted(findings, key=lambda each: (each.line, each.column))) from exc
+
+
+def _text(root: Path, path: Path) -> str:
+    data = _bytes(root, path)
+    if len(data) > MAX_FILE_BYTES:
+        raise _Wrong(_of_file(root, path, f"at most {MAX_FILE_BYTES} bytes", "more"))
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        before = data[: exc.start].decode("utf-8")
+        place = (before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1)
+        raise _Wrong(_finding(root, path, place, (), "UTF-8", f"the byte 0x{data[exc.start]:02x}")) from exc
+
+
+def _bytes(root: Path, path: Path) -> bytes:
+    """At most one byte more than allowed, of a regular file inside registry/."""
+    try:
+        real = path.resolve(strict=True)
+        if not real.is_relative_to((root / "registry").resolve()):
+            raise _Wrong(_of_file(root, path, "a file inside registry/", "a link that leads out of it"))
+        # Without waiting: opening a FIFO would hang until somebody writes to it.
+        with open(os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise _Wrong(_of_file(root, path, "a regular file", "something else"))
+            return file.read(MAX_FILE_BYTES + 1)
+    except IsADirectoryError as exc:
+        raise _Wrong(_of_file(root, path, "a regular file", "a folder")) from exc
+    except (OSError, RuntimeError) as exc:  # RuntimeError: a loop of links, before Python 3.13
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        raise _Wrong(_of_file(root, path, "a readable file", f"({reason})")) from exc
+
+
+def _of_file(root: Path, path: Path, expected: str, found: str) -> Finding:
+    return _finding(root, path, (1, 1), (), expected, found)
+
+
+def _finding(
+    root: Path, path: Path, place: marked_yaml.Place, steps: marked_yaml.Path, expected: str, found: str
+) -> Finding:
+    return Finding(str(path.relative_to(root)), *place, _json_path(steps), expected, found)
+
+
+def _json_path(steps: marked_yaml.Path) -> str:
+    return "$" + "".join(
+        f"[{step}]" if isinstance(step, int) else f".{step}" if _PLAIN_KEY.fullmatch(step) else f"[{step!r}]"
+        for step in steps
+    )
