@@ -1,0 +1,198 @@
+"""One client's connection: what it asks, the events that it follows, the outputs that it carries."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from typing import Final
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+from websockets.protocol import State
+
+from processor_runtime.execution import Execution
+from processor_runtime.executions import Executions
+from processor_runtime.protocol import Attach, Cancel, ProtocolError, Run, RuntimeSide, Upload
+
+FIRST_MESSAGE_S: Final = 30.0  # for `run` or `attach` to come
+SOON_S: Final = 0.005  # what may wait for the next event: accepted, started
+
+
+class RunConnection(ServerConnection):
+    """websockets' connection, plus: many text messages in one write, and word of a reader that is slow or not.
+
+    `transport`, `state` and the two callbacks are attributes of websockets 15 to 17; tests/runtime holds them to it.
+    """
+
+    client: "Client | None" = None
+
+    @property
+    def can_write(self) -> bool:
+        return self.state is State.OPEN and not self.transport.is_closing()
+
+    def write_texts(self, texts: Iterable[bytes]) -> None:
+        """Send text messages in one piece, without waiting; dropped when the connection is closing.
+
+        `send` costs three times as much for each token, and one system call each.
+        """
+        if self.can_write:
+            self.transport.write(b"".join([part for text in texts for part in (_header(len(text)), text)]))
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.client is not None:
+            self.client.paused()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.client is not None:
+            self.client.resumed()
+
+
+def _header(size: int) -> bytes:
+    """Of one unmasked text frame, RFC 6455 section 5.2."""
+    if size < 126:
+        return bytes((0x81, size))
+    if size < 65536:
+        return b"\x81\x7e" + size.to_bytes(2, "big")
+    return b"\x81\x7f" + size.to_bytes(8, "big")
+
+
+class Client:
+    """Speaks the runtime's side on one connection, for one execution."""
+
+    def __init__(self, connection: RunConnection, executions: Executions, hello: bytes) -> None:
+        self._connection, self._executions, self._hello = connection, executions, hello
+        self._side = RuntimeSide()
+        self._execution: Execution | None = None
+        self._control: list[bytes] = []  # goes before events
+        self._seen = 0  # number of the last event that was written
+        self._over = False  # the last message was written
+        self._soon: asyncio.TimerHandle | None = None
+        self._chunk = asyncio.Lock()
+        self._closing: asyncio.Task[None] | None = None
+        connection.client = self
+
+    async def serve(self) -> None:
+        """Until either end closes. Never raises for what a client does."""
+        self._connection.write_texts([self._hello])
+        try:
+            async with asyncio.timeout(FIRST_MESSAGE_S):
+                first = await self._connection.recv()
+            self._receive(first)
+            async for message in self._connection:
+                self._receive(message)
+        except TimeoutError:
+            await self._connection.close(CloseCode.POLICY_VIOLATION, "no run came")
+        except ProtocolError as exc:
+            await self._connection.close(CloseCode.PROTOCOL_ERROR, str(exc)[:120])
+        except ConnectionClosed:
+            pass
+        finally:
+            self._leave()
+        if self._closing is not None:
+            await self._closing
+
+    # what executions and uploads ask (Client, Courier)
+
+    def flush(self) -> None:
+        """Write what there is, unless the reader is behind."""
+        if self._connection.paused or self._over:
+            return
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
+        texts, self._control = self._control, []
+        if self._execution is not None:
+            texts += self._execution.events.after(self._seen)
+            self._seen = self._execution.events.last
+            texts += self._execution.ending
+        if texts:
+            self._connection.write_texts(texts)
+        if self._execution is not None and self._execution.done:
+            self._end()
+
+    def flush_soon(self) -> None:
+        """Write with the next event, or in a few milliseconds: a write costs more than what it carries."""
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().call_later(SOON_S, self._flush_late)
+
+    def ask(self, upload: Upload) -> None:
+        self.say(self._side.upload(upload))
+
+    def say(self, text: str) -> None:
+        self._control.append(text.encode())
+        self.flush()
+
+    async def send_chunk(self, data: bytes) -> None:
+        """One binary message; returns when the connection can take the next. Closed: cancels the upload."""
+        async with self._chunk:
+            try:
+                await self._connection.send(data)
+            except ConnectionClosed:
+                raise asyncio.CancelledError from None
+
+    # what the connection tells
+
+    def paused(self) -> None:
+        if self._execution is not None:
+            self._execution.hold()
+
+    def resumed(self) -> None:
+        self.flush()
+        if self._execution is not None:
+            self._execution.go_on()
+
+    # inside
+
+    def _receive(self, text: str | bytes) -> None:
+        if isinstance(text, bytes):
+            raise ProtocolError("a runtime takes no binary messages")
+        message = self._side.receive(text)
+        match message:
+            case Run():
+                self._take(self._executions.run(message, self))
+            case Attach():
+                self._take(self._executions.attach(message))
+            case Cancel():
+                if self._execution is not None:
+                    self._execution.cancel(message.by if message.by in ("user", "client") else "client")
+            case _:
+                if self._execution is not None:
+                    self._execution.uploads.receive(message)
+
+    def _take(self, answer: Execution | list[bytes]) -> None:
+        if isinstance(answer, Execution):
+            self._execution = answer
+            self._control.insert(0, answer.accepted)
+            if answer.done:
+                self.flush()
+            else:
+                self.flush_soon()
+        else:
+            self._connection.write_texts(answer)
+            self._end()
+
+    def _flush_late(self) -> None:
+        self._soon = None
+        self.flush()
+
+    def _end(self) -> None:
+        """Close after the last message: one connection carries one execution."""
+        self._over = True
+        if self._soon is not None:
+            self._soon.cancel()
+        self._closing = asyncio.get_running_loop().create_task(self._close())
+
+    async def _close(self) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            await self._connection.close()
+
+    def _leave(self) -> None:
+        """The connection is gone: without a way to follow it, its execution ends too."""
+        self._over = True
+        if self._soon is not None:
+            self._soon.cancel()
+        if self._execution is not None:
+            self._execution.go_on()
+            self._execution.cancel("client")

@@ -1,0 +1,316 @@
+"""All executions of a runtime: which may come in, which run, which wait, and what the last ones ended with."""
+
+import asyncio
+import logging
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from processor_runtime import codes, scratch
+from processor_runtime.environment import Environment
+from processor_runtime.execution import Client, Execution, Request, meta
+from processor_runtime.failures import Failure, scratch_full, timed_out
+from processor_runtime.inputs import Canonical, InvalidInputs, Validator, canonical
+from processor_runtime.pool import MODES, Pool
+from processor_runtime.protocol import Attach, Completed, Run, encode
+
+MAX_WAITING: Final = 1024
+MAX_RETAINED: Final = 4096
+MAX_RETAINED_BYTES: Final = 8 * 1024 * 1024
+MAX_TIMEOUT_S: Final = 30 * 24 * 3600.0
+LOOK_S: Final = 0.5  # between two looks at scratch space while something runs
+
+log = logging.getLogger("processor_runtime")
+
+
+class Refusal(Exception):
+    """The request does not become an execution; `failure` says why."""
+
+    def __init__(self, failure: Failure, inputs_digest: str | None = None) -> None:
+        super().__init__(failure.message)
+        self.failure, self.inputs_digest = failure, inputs_digest
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What is kept of an execution after its end."""
+
+    request: Request
+    messages: tuple[bytes, ...]
+    """accepted and completed, as they were sent."""
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, self.messages))
+
+
+class Executions:
+    """The queue and everything that runs."""
+
+    def __init__(self, environment: Environment, secrets_present: list[str], pool: Pool) -> None:
+        self.secrets_present = secrets_present
+        self.scratch_bytes = environment.spec.scratch_bytes
+        self.ended_by_code: dict[tuple[str, str], int] = {}
+        """How many ended, by (mode, code); the code of a success is the empty string."""
+        self._environment, self._pool = environment, pool
+        self._validator = Validator(environment.spec.inputs)
+        self._live: dict[str, Execution] = {}
+        self._running: set[Execution] = set()
+        self._waiting: dict[str, deque[Execution]] = {mode: deque() for mode in MODES}
+        self._timeouts: dict[Execution, asyncio.TimerHandle] = {}
+        self._retained: OrderedDict[str, Ended] = OrderedDict()
+        self._retained_bytes = 0
+        self._last_number = 0
+        self._draining = self._looking = self._cleaning = False
+        self._drained = asyncio.Event()
+        self._dirty_since: float | None = None  # when the first failed run began that /tmp was not cleaned after
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    # what connections ask
+
+    def run(self, message: Run, client: Client) -> Execution | list[bytes]:
+        """The execution that was made of a request, or the messages that answer it at once."""
+        try:
+            inputs = self._inputs(message)
+            if (ended := self._retained.get(message.execution_id)) is not None:
+                return self._again(message, inputs, ended)
+            self._check(message, inputs)
+        except Refusal as exc:
+            return [self.refusal(message.execution_id, exc, message.mode)]
+        return self._accept(message, inputs, client)
+
+    def attach(self, message: Attach) -> list[bytes]:
+        """The messages that answer an attach."""
+        if (ended := self._retained.get(message.execution_id)) is not None:
+            return list(ended.messages)
+        if message.execution_id in self._live:
+            failure = _already_running(message.execution_id)
+        else:
+            text = f"no execution {message.execution_id} here"
+            failure = Failure(codes.EXECUTION_NOT_FOUND, text, "the runtime was started anew, or it ended long ago")
+        return [self.refusal(message.execution_id, Refusal(failure), "")]
+
+    def refusal(self, execution_id: str, refusal: Refusal, mode: str) -> bytes:
+        """The `completed` of what never was accepted."""
+        failure = refusal.failure
+        facts = meta(mode, refusal.inputs_digest, self.secrets_present)
+        return encode(Completed(execution_id, "error", failure.words(), [], facts)).encode()
+
+    async def drain(self) -> None:
+        """Take nothing more, end what is there, and return when all of it has ended."""
+        self._draining = True
+        for execution in list(self._live.values()):
+            execution.cancel("shutdown")
+        while self._live:
+            self._drained.clear()
+            await self._drained.wait()
+
+    # what executions ask (Home)
+
+    def spool_folder(self, execution: Execution) -> Path:
+        return self._environment.scratch / f"spool-{execution.number}"
+
+    def spooled_bytes(self) -> int:
+        return sum(execution.spooled_bytes for execution in self._live.values())
+
+    def began_never(self, execution: Execution) -> None:
+        self._running.discard(execution)
+        self._waiting[execution.request.mode].appendleft(execution)
+        self.dispatch()
+
+    def finished(self, execution: Execution) -> None:
+        self._timeouts.pop(execution).cancel()
+        self._live.pop(execution.id, None)
+        if execution in self._running:
+            self._running.discard(execution)
+        else:
+            self._waiting[execution.request.mode].remove(execution)
+        self._retain(execution)
+        failure = execution.failure
+        key = (execution.request.mode, "" if failure is None else failure.code)
+        self.ended_by_code[key] = self.ended_by_code.get(key, 0) + 1
+        if failure is not None:
+            log.info("execution %s ended: %s: %s", execution.id, failure.code, failure.message)
+            self._soil(execution)
+        self._drained.set()
+        self.dispatch()
+
+    # inside
+
+    def dispatch(self) -> None:
+        """Start what can start, oldest first; have workers made for the rest."""
+        if self._cleaning:
+            return
+        while len(self._running) < self._environment.spec.concurrency:
+            heads = [queue[0] for mode, queue in self._waiting.items() if queue and self._pool.has_idle(mode)]
+            if not heads:
+                break
+            execution = min(heads, key=lambda head: head.number)
+            self._waiting[execution.request.mode].popleft()
+            self._running.add(execution)
+            execution.began(self._pool.take(execution.request.mode))
+            self._look_soon()
+        free = self._environment.spec.concurrency - len(self._running)
+        for mode in MODES:
+            self._pool.want(mode, min(len(self._waiting[mode]), free))
+        self._fail_unloadable()
+
+    def stillborn(self, mode: str, failure: Failure) -> None:
+        """A worker ended before it was ready: so does the execution that waited for it."""
+        if self._waiting[mode]:
+            self._waiting[mode][0].stop(failure)
+
+    def _inputs(self, message: Run) -> Canonical:
+        if self._draining:
+            raise Refusal(Failure(codes.BUSY, "the runtime is stopping", "start it again, then run again"))
+        try:
+            return canonical(message.inputs)
+        except InvalidInputs as exc:
+            raise Refusal(exc.failure) from exc
+
+    def _again(self, message: Run, inputs: Canonical, ended: Ended) -> list[bytes]:
+        if ended.request != Request(message.mode, inputs.digest, message.write_prefix):
+            text = f"execution {message.execution_id} was another request: its mode, inputs or prefix differ"
+            failure = Failure(codes.EXECUTION_CONFLICT, text, "use a new execution id")
+            raise Refusal(failure, inputs.digest)
+        return list(ended.messages)
+
+    def _check(self, message: Run, inputs: Canonical) -> None:
+        """Raise Refusal unless the request may become an execution."""
+        failure = self._wrong(message)
+        if failure is None:
+            try:
+                self._validator.check(message.inputs)
+            except InvalidInputs as exc:
+                failure = exc.failure
+        if failure is None and message.mode == "real":
+            failure = self._missing_secrets()
+        if failure is None and self.waiting >= MAX_WAITING:
+            failure = Failure(codes.BUSY, f"{MAX_WAITING} executions wait already", "try again later")
+        if failure is not None:
+            raise Refusal(failure, inputs.digest)
+
+    def _wrong(self, message: Run) -> Failure | None:
+        if message.execution_id in self._live:
+            return _already_running(message.execution_id)
+        if message.mode not in MODES:
+            return Failure(codes.INPUTS, f"mode {message.mode!r} is neither mock nor real")
+        if not 0 < message.timeout_s <= MAX_TIMEOUT_S:
+            return Failure(codes.INPUTS, f"timeout_s {message.timeout_s!r} is not between 0 and {MAX_TIMEOUT_S:g}")
+        if not _is_prefix(message.write_prefix):
+            text = f"write prefix {message.write_prefix!r} is not /artifacts/…/"
+            return Failure(codes.INPUTS, text, "start it with /artifacts/, end it with /, without .. or //")
+        return None
+
+    def _missing_secrets(self) -> Failure | None:
+        missing = [name for name in self._environment.spec.required_secrets if name not in self.secrets_present]
+        if not missing:
+            return None
+        text = f"missing secrets: {', '.join(missing)}"
+        return Failure(codes.MISSING_SECRET, text, "set them, then start the processor again", {"missing": missing})
+
+    def _accept(self, message: Run, inputs: Canonical, client: Client) -> Execution:
+        self._last_number += 1
+        execution = Execution(message, inputs, self._last_number, client, self)
+        self._live[execution.id] = execution
+        self._waiting[message.mode].append(execution)
+        loop = asyncio.get_running_loop()
+        self._timeouts[execution] = loop.call_later(message.timeout_s, self._time_out, execution)
+        self.dispatch()
+        full = len(self._running) >= self._environment.spec.concurrency
+        if execution.worker is None and not execution.done and (full or not self._pool.can_start(message.mode)):
+            execution.queued(self.waiting)
+        return execution
+
+    def _time_out(self, execution: Execution) -> None:
+        execution.stop(timed_out(execution.timeout_s))
+
+    def _fail_unloadable(self) -> None:
+        """Real runs that wait for a load() which failed."""
+        if (failure := self._pool.load_failure) is not None:
+            for execution in list(self._waiting["real"]):
+                execution.stop(failure)
+
+    def _retain(self, execution: Execution) -> None:
+        ended = Ended(execution.request, (execution.accepted, execution.ending[-1]))
+        self._retained[execution.id] = ended
+        self._retained_bytes += ended.size_bytes
+        while len(self._retained) > MAX_RETAINED or self._retained_bytes > MAX_RETAINED_BYTES:
+            _, oldest = self._retained.popitem(last=False)
+            self._retained_bytes -= oldest.size_bytes
+
+    # space
+
+    def _look_soon(self) -> None:
+        if not self._looking:
+            self._looking = True
+            asyncio.get_running_loop().call_later(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        if not self._running:
+            self._looking = False
+            return
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(None, scratch.usage, self._environment.scratch)
+        future.add_done_callback(self._looked)
+
+    def _looked(self, future: asyncio.Future[dict[str, int]]) -> None:
+        self._looking = False
+        if self._running:
+            self._look_soon()
+        if future.exception() is not None or sum((used := future.result()).values()) <= self.scratch_bytes:
+            return
+        greediest = max(self._running, key=lambda execution: _share(execution, used), default=None)
+        if greediest is not None and _share(greediest, used) > 0:
+            greediest.stop(scratch_full(self.scratch_bytes), at_once=True)
+
+    def _soil(self, execution: Execution) -> None:
+        """After a failure: clean /tmp of its leftovers once nothing else runs."""
+        if not self._environment.in_container or execution.started_at is None:
+            return
+        self._dirty_since = min(execution.started_at, self._dirty_since or execution.started_at)
+        if self._running or self._cleaning:
+            return
+        self._cleaning = True  # a run that began meanwhile would lose its own files
+        since, self._dirty_since = self._dirty_since, None
+        future = asyncio.get_running_loop().run_in_executor(None, scratch.clean_tmp, since)
+        future.add_done_callback(self._cleaned)
+
+    def _cleaned(self, future: asyncio.Future[Any]) -> None:
+        self._cleaning = False
+        if future.exception() is not None:
+            log.error("cleaning /tmp failed: %s", future.exception())
+        self.dispatch()
+
+
+def _share(execution: Execution, used: dict[str, int]) -> int:
+    worker = 0 if execution.worker is None else used.get(f"worker-{execution.worker.number}", 0)
+    return worker + used.get(f"spool-{execution.number}", 0)
+
+
+def _is_prefix(text: str) -> bool:
+    if not text.startswith("/artifacts/") or not text.endswith("/"):
+        return False
+    if any(ord(character) < 32 or 127 <= ord(character) < 160 for character in text):
+        return False
+    return all(segment not in ("", ".", "..") for segment in text[1:-1].split("/"))
+
+
+def _already_running(execution_id: str) -> Failure:
+    return Failure(
+        codes.EXECUTION_CONFLICT,
+        f"execution {execution_id} is running; a second connection can't follow it",
+        "wait for its end, then ask again",
+    )
