@@ -221,16 +221,16 @@ def test_launch_does_not_pull(store: Place, origin: Registry) -> None:
     assert store.leftovers() == []
 
 
-def test_a_pulled_image_is_found_by_its_digest_and_says_how_far_it_is(store: Place, origin: Registry) -> None:
-    engine, image, said = store.engine, origin.image, []
-    asked = {"repository": image.repository, "platform": engine.platform()}
-    assert engine.local_image(image.digest, **asked) is None
+def test_a_pulled_image_is_found_by_its_digest(store: Place, origin: Registry) -> None:
+    engine, image, own = store.engine, origin.image, store.engine.platform()
+    said: list[str] = []
+    assert engine.local_image(image.digest, repository=image.repository, platform=own) is None
 
-    name = engine.pull(image, engine.platform(), progress=said.append)
+    name = engine.pull(image, own, progress=said.append)
 
     assert said[0] == f"pulling {image}"
     assert engine.has_image(name)
-    assert engine.local_image(image.digest, **asked) == name
+    assert engine.local_image(image.digest, repository=image.repository, platform=own) == name
 
 
 def test_an_image_is_found_whatever_repository_it_came_from(store: Place, origin: Registry) -> None:

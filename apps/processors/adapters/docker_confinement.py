@@ -84,7 +84,7 @@ def _confined(launch: Launch) -> dict[str, Any]:
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
         "ulimits": [Ulimit(name="core", soft=0, hard=0)],  # a core file would hold the secrets
-        "extra_hosts": {"minio.local": _address("minio.local"), "host.docker.internal": "host-gateway"},
+        "extra_hosts": {"minio.local": address("minio.local"), "host.docker.internal": "host-gateway"},
         "restart_policy": {"Name": "no"},
         "init": False,  # the runtime reaps
         "log_config": LogConfig(type=LogConfig.types.JSON, config={"max-size": "10m", "max-file": "2"}),
@@ -112,7 +112,7 @@ def _gpus(gpu: str) -> list[Any]:
     return [DeviceRequest(count=int(count) if count.isdecimal() else 1, capabilities=[["gpu"]])]
 
 
-def _address(host: str) -> str:
+def address(host: str) -> str:
     """What this machine resolves `host` to; the host itself if that is loopback, or nothing within a second."""
     found: list[str] = []
 
