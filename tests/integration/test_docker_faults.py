@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from apps.errors import ConfigurationError, EngineFailed
-from apps.processors.adapters import docker_client
+from apps.errors import ConfigurationError, EngineFailed, Unauthorized
+from apps.processors.adapters import docker_client, docker_pull
 from apps.processors.adapters.base import Container, Engine
 from apps.processors.adapters.docker import DockerEngine
 from apps.processors.reference import AMD64, ImageReference
@@ -75,6 +75,8 @@ def _handler(answers: dict[str, bytes]) -> type[BaseHTTPRequestHandler]:
             path = self.path.partition("?")[0].rpartition("/")[2]
             self.wfile.write(answers.get(path, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"))
             self.close_connection = True
+
+        do_POST = do_GET  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             return
@@ -236,3 +238,26 @@ def test_the_callers_proxy_is_not_for_an_engine_on_this_machine(monkeypatch: pyt
         for host in _served(server, f"tcp://127.0.0.1:{server.server_port}"):
             assert engine_at(host).platform() == AMD64
             assert engine_at(host).containers() == []
+
+
+def test_a_pull_says_how_far_it_is_and_ends_with_what_the_engine_says_amid_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docker_pull, "_EVERY_S", 0)
+    items = [
+        {"status": "Pulling fs layer", "progressDetail": {}, "id": "one"},
+        {"status": "Downloading", "progressDetail": {"current": 1_000_000, "total": 3_000_000}, "id": "one"},
+        {"status": "Downloading", "progressDetail": {"current": 500_000, "total": 1_000_000}, "id": "two"},
+        {"errorDetail": {"message": "unauthorized"}, "error": "unauthorized: token expired"},
+    ]
+    body = b"\r\n".join(json.dumps(item).encode() for item in items)
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    image, said = ImageReference("localhost:5000/x", DIGEST), list[str]()
+
+    with (
+        daemon(folder / "docker.sock", {"version": ok(VERSION), "create": answer}) as host,
+        pytest.raises(Unauthorized, match="token expired"),
+    ):
+        engine_at(host).pull(image, AMD64, progress=said.append)
+
+    assert said == [f"pulling {image}", "pulled 1.0 of 3.0 MB", "pulled 1.5 of 4.0 MB"]

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -111,6 +112,22 @@ def test_a_name_is_taken_while_its_container_is_there_and_that_container_is_unha
 
     assert first.facts()["pid"]
     assert [each.id for each in place.engine.containers()] == [first.container.id]
+
+
+def test_of_launches_at_once_under_one_name_exactly_one_succeeds(place: Place) -> None:
+    def launch() -> Probe | NameTaken:
+        try:
+            return place.launch(engine=place.make(place.root_id))
+        except NameTaken as exc:
+            return exc
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: launch(), range(4)))
+
+    (winner,) = [each for each in found if isinstance(each, Probe)]
+    scratch = winner.facts()["environment"]["THEORY_SCRATCH"]
+    assert winner.do("write", f"{scratch}/x") == "written"
+    assert [each.id for each in place.engine.containers()] == [winner.container.id]
 
 
 def test_an_ended_container_keeps_its_name_until_it_is_removed(place: Place) -> None:
