@@ -198,7 +198,8 @@ def test_the_process_gets_its_own_variables_and_none_of_the_callers(
     variables = json.loads(place.lines(container)[0])
     given = {"STUB", "OPENAI_API_KEY", "PORT", "THEORY_BIND", "THEORY_SCRATCH"}
     fixed = {"PATH", "HOME", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONUNBUFFERED"}
-    assert set(variables) == given | fixed | {"PYTHONDONTWRITEBYTECODE"}
+    fixed |= {"PYTHONDONTWRITEBYTECODE", "PYTHONSAFEPATH", "OMP_NUM_THREADS"}
+    assert set(variables) == given | fixed
     assert "the caller's" not in variables.values()
     assert variables["PORT"] == str(container.host_port)
     assert variables["THEORY_BIND"] == "127.0.0.1"

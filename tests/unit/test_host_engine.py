@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from apps.processors.adapters import host_log, host_shim
+from apps.processors.adapters import host_build, host_log, host_shim
 from apps.processors.adapters.base import LogLine
 from apps.processors.adapters.host_build import HostBuilder
 from apps.processors.adapters.host_process import Record
@@ -261,6 +261,22 @@ def test_only_this_machine_is_built_for(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
 
     assert HostBuilder(tmp_path, tmp_path, {}).platforms((AMD64, ARM64)) == (ARM64,)
+
+
+@pytest.mark.parametrize(
+    ("line", "news"),
+    [
+        ("Collecting litellm==1.106.2 (from -r requirements.lock (line 1))", "collecting litellm==1.106.2"),
+        (
+            "Processing /wheels/six-1.17.0-py2.py3-none-any.whl (from -r x)",
+            "processing six-1.17.0-py2.py3-none-any.whl",
+        ),
+        ("Installing collected packages: zipp, six", "installing 2 packages"),
+        ("Using cached six-1.17.0-py2.py3-none-any.whl (11 kB)", None),
+    ],
+)
+def test_progress_is_pips_in_short(line: str, news: str | None) -> None:
+    assert host_build._news(line) == news
 
 
 def test_pip_gets_its_own_settings_and_the_way_out_alone(tmp_path: Path) -> None:

@@ -212,14 +212,16 @@ class HostEngine:
 
 
 def _environment(launch: Launch, python: Path, image: Path, scratch: Path) -> dict[str, str]:
-    """All that the process gets; nothing of the caller's own."""
+    """All that the process gets, nothing of the caller's own; what can change a result is as in an image."""
     return {
         **launch.environment,
         "PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin",
         "HOME": str(scratch),
         "LC_ALL": "C.UTF-8",
         "TZ": "UTC",
+        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": f"{image / 'app'}:{image / 'runtime'}",
+        "PYTHONSAFEPATH": "1",
         "PYTHONHASHSEED": "0",
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",  # the build compiled them

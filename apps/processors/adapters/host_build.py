@@ -90,8 +90,8 @@ class HostBuilder:
         try:
             python = self._empty(venv)
             for line in self._install(venv, python, lock):
-                if line.startswith(("Collecting ", "Processing ", "Installing ")):
-                    progress(line if len(line) <= 100 else f"{line[:99]}…")
+                if news := _news(line):
+                    progress(news)
             progress("compiling")
             # A package may ship files for another Python: what can't be compiled is not imported either.
             self._run([str(python), "-I", "-m", "compileall", "-q", "-j", "0", str(venv / "lib")])
@@ -190,6 +190,16 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return document
+
+
+def _news(line: str) -> str | None:
+    """What a line of pip's tells people, in short."""
+    first, _, rest = line.partition(" ")
+    if first in ("Collecting", "Processing"):  # from an index, from a folder
+        return f"{first.lower()} {rest.partition(' (from ')[0].rpartition('/')[2]}"
+    if line.startswith("Installing collected packages: "):
+        return f"installing {rest.count(',') + 1} packages"
+    return None
 
 
 def _has_pip() -> bool:

@@ -98,16 +98,27 @@ def _exit(folder: Path) -> dict[str, Any] | None:
 
 
 def _signal(pid: int, start: str, signum: signal.Signals) -> None:
-    if not host_shim.LINUX:
-        if host_shim.start_time(pid) == start:
-            os.kill(pid, signum)
-        return
-    handle = os.pidfd_open(pid)  # from here on the pid can't become another process's unseen
+    handle = _handle(pid)  # from here on the pid can't become another process's unseen
     try:
-        if host_shim.start_time(pid) == start:
+        if host_shim.start_time(pid) != start:
+            return
+        if handle is None:
+            os.kill(pid, signum)
+        else:
             signal.pidfd_send_signal(handle, signum)
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
+
+
+def _handle(pid: int) -> int | None:
+    """A pidfd; None on a system, kernel or sandbox without them. Raises ProcessLookupError."""
+    try:
+        return os.pidfd_open(pid) if host_shim.LINUX else None
+    except ProcessLookupError:
+        raise
+    except OSError:
+        return None
 
 
 def sweep(scratch: str) -> None:

@@ -191,7 +191,8 @@ def attend(process: subprocess.Popen[bytes], log: Log) -> int:
         selector.register(wake, selectors.EVENT_READ, "")
         for stream, pipe in (("stdout", process.stdout), ("stderr", process.stderr)):
             selector.register(pipe, selectors.EVENT_READ, stream)  # type: ignore[arg-type]
-        while not _ended(process.pid):
+        # Not waited for yet: its pid and its process group can't become somebody else's before the sweep.
+        while start_time(process.pid) is not None:
             _pump(selector, log, timeout_s=10.0)
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
@@ -210,11 +211,6 @@ def _pump(selector: selectors.BaseSelector, log: Log, *, timeout_s: float) -> No
             log.feed(key.data, data)
             if not data:
                 selector.unregister(key.fileobj)
-
-
-def _ended(pid: int) -> bool:
-    # WNOWAIT leaves it a zombie: its pid and its process group can't become somebody else's before the sweep.
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _finish(pid: int) -> int:
