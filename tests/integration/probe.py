@@ -73,7 +73,7 @@ class Probe:
         return list(self.engine.logs(self.container, **asked))
 
     def _ask(self, path: str) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self.container.host_port or 0, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.container.host_port or 0, timeout=5)
         try:
             connection.request("GET", path)
             return json.loads(connection.getresponse().read())
