@@ -71,7 +71,7 @@ class HostBuilder:
             content = lock.read_bytes()
         except FileNotFoundError as exc:
             raise BuildFailed(
-                f"{request.ref} has no {lock}, which the process engine installs from",
+                f"{request.ref} has no {self._shown(lock)}, which the process engine installs from",
                 hint="make it: uv pip compile --generate-hashes requirements.in -o requirements.lock",
             ) from exc
         python = f"{sys.implementation.cache_tag} {platform.python_version()} {platform.machine()}"
@@ -86,7 +86,7 @@ class HostBuilder:
 
     def _make(self, venv: Path, lock: Path, progress: Progress) -> None:
         """In its place, where its scripts find it; nothing uses it before `.complete` is there, written last."""
-        progress(f"making a virtual environment of {lock.relative_to(self._root)}")
+        progress(f"making a virtual environment of {self._shown(lock)}")
         try:
             python = self._empty(venv)
             for line in self._install(venv, python, lock):
@@ -124,13 +124,17 @@ class HostBuilder:
             yield from command.spawn(argv, timeout_s=INSTALL_S, env=self._environment, cwd=venv)
         except command.CommandFailed as exc:
             raise BuildFailed(
-                f"pip can't install {lock.relative_to(self._root)} (status {exc.status})",
+                f"pip can't install {self._shown(lock)} (status {exc.status})",
                 hint="read the log above; pip's own settings (PIP_INDEX_URL, PIP_CERT, proxies) are honoured",
                 details={"log": exc.lines[-TAIL:]},
             ) from exc
 
     def _run(self, argv: list[str]) -> command.Completed:
         return command.run(argv, timeout_s=STEP_S, env=self._environment)
+
+    def _shown(self, path: Path) -> str:
+        """As people know it."""
+        return os.path.relpath(path, self._root)
 
     # the snapshot
 
@@ -143,7 +147,7 @@ class HostBuilder:
         if document.get("venv") == needs and document.get("source_digest") == request.source_digest:
             os.utime(image / IMAGE)  # used just now: not the first to go
             return image, document["size_bytes"]
-        progress(f"taking a snapshot of {request.dockerfile.parent.relative_to(self._root)}")
+        progress(f"taking a snapshot of {self._shown(request.dockerfile.parent)}")
         for leftover in image.parent.glob(".*"):
             delete(leftover)
         temporary = image.with_name(f".{digest}.{secrets.token_hex(4)}")

@@ -180,28 +180,35 @@ def begin(config: dict[str, Any]) -> subprocess.Popen[bytes]:
 
 def attend(process: subprocess.Popen[bytes], log: Log) -> int:
     """Keep the log until the process ended and nothing it started is left; returns its exit status."""
-    wake, woken = os.pipe()
-    os.set_blocking(woken, False)
-    os.set_blocking(wake, False)
-    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(signum, lambda *_: os.kill(process.pid, signal.SIGTERM))  # not waited for yet: still its pid
     with selectors.DefaultSelector() as selector:
-        selector.register(wake, selectors.EVENT_READ, "")
+        selector.register(_wake_on_signals(), selectors.EVENT_READ, "")
         for stream, pipe in (("stdout", process.stdout), ("stderr", process.stderr)):
             selector.register(pipe, selectors.EVENT_READ, stream)  # type: ignore[arg-type]
+        _on_stop(lambda *_: os.kill(process.pid, signal.SIGTERM))
         # Not waited for yet: its pid and its process group can't become somebody else's before the sweep.
         while start_time(process.pid) is not None:
             _pump(selector, log, timeout_s=10.0)
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(signum, signal.SIG_IGN)
-        status = _finish(process.pid)
+        _on_stop(signal.SIG_IGN)
+        process.returncode = _finish(process.pid)
         deadline = time.monotonic() + DRAIN_S
         while len(selector.get_map()) > 1 and time.monotonic() < deadline:
             _pump(selector, log, timeout_s=0.1)
-    process.returncode = status
-    return status
+    return process.returncode
+
+
+def _wake_on_signals() -> int:
+    """A descriptor that becomes readable with every signal, a child's end included."""
+    wake, woken = os.pipe()
+    for descriptor in (wake, woken):
+        os.set_blocking(descriptor, False)
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    return wake
+
+
+def _on_stop(action: Any) -> None:
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, action)
 
 
 def _pump(selector: selectors.BaseSelector, log: Log, *, timeout_s: float) -> None:
