@@ -1,0 +1,261 @@
+"""The containers of this checkout: find, probe, stop, list, read them. The engines' word, against the state's."""
+
+import http.client
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from apps.errors import ConfigurationError, EngineFailed, NotStarted, OperationError, UsageError
+from apps.processors import images
+from apps.processors.adapters.base import Container, Engine, LogLine, Progress
+from apps.processors.atomic import write_text
+from apps.processors.reference import Platform, ProcessorRef
+from apps.processors.spec import ProcessorSpec
+from apps.processors.state import ContainerRecord, LocalState
+
+GRACE_S: Final = 15.0
+"""What a container gets to drain: the runtime itself ends handlers well within."""
+PROBE_TIMEOUT_S: Final = 2.0
+LOG_TAIL: Final = 20
+"""Lines of a dead container's log that go into its error."""
+
+Warn = Callable[[str], None]
+
+
+def of_ref(engine: Engine, ref: ProcessorRef) -> list[Container]:
+    return [each for each in engine.containers() if each.labels.get("theory.ref") == str(ref)]
+
+
+def retire(old: Container, ref: ProcessorRef, engine: Engine, state: LocalState, progress: Progress) -> None:
+    """Stop and remove a container; its logs are kept."""
+    if old.state == "running":
+        progress(f"stopping {old.name}")
+        engine.stop(old, grace_s=GRACE_S)
+    keep_logs(engine, old, ref, state)
+    engine.remove(old)
+    state.forget_container(ref)
+
+
+def last_words(container: Container, engine: Engine) -> dict[str, Any]:
+    """exit_status, out_of_memory and the last log lines of a container."""
+    return {
+        "exit_status": container.exit_status,
+        "out_of_memory": container.out_of_memory,
+        "log": [line.line for line in engine.logs(container, tail=LOG_TAIL)],
+    }
+
+
+def probe(port: int) -> str:
+    """ready, busy, starting or unhealthy, as /readyz says; unknown when nothing answers there."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", "/readyz")
+        response = connection.getresponse()
+        answer = json.loads(response.read(65536))
+    except (OSError, http.client.HTTPException, ValueError):
+        return "unknown"
+    finally:
+        connection.close()
+    if not isinstance(answer, dict):
+        return "unknown"
+    if response.status == 200:
+        return "busy" if answer.get("reason") == "busy" else "ready"
+    return "starting" if answer.get("reason") == "starting" else "unhealthy"
+
+
+def stop(ref: ProcessorRef, *, engines: Sequence[Engine], state: LocalState, progress: Progress, warn: Warn) -> bool:
+    """Stop and remove the ref's container, whichever engine has it; its logs are kept. False: there was none."""
+    stopped = False
+    with state.changing(ref):
+        record = state.container(ref)
+        for engine in engines:
+            try:
+                found = of_ref(engine, ref)
+            except EngineFailed as exc:
+                # No word from the engine that has it (or, without a record, that was asked for): no guess.
+                if engine.name == (record.engine if record else engines[0].name):
+                    raise
+                warn(f"{exc.code}: {exc.message}")
+                continue
+            for container in found:
+                retire(container, ref, engine, state, progress)
+                stopped = True
+        state.forget_container(ref)
+    return stopped
+
+
+def started_refs(*, engines: Sequence[Engine], warn: Warn) -> list[ProcessorRef]:
+    """Every ref that has a container in this checkout, on any engine that answers."""
+    labels = {each.labels["theory.ref"] for _, each in all_of(engines, warn)}
+    return [ProcessorRef.parse(label) for label in sorted(labels)]
+
+
+def all_of(engines: Sequence[Engine], warn: Warn) -> list[tuple[Engine, Container]]:
+    found = []
+    for engine in engines:
+        try:
+            found += [(engine, container) for container in engine.containers()]
+        except (EngineFailed, ConfigurationError) as exc:
+            warn(f"{engine.name}: {exc.message}")
+    return found
+
+
+def status(
+    *,
+    engines: Sequence[Engine],
+    state: LocalState,
+    spec_of: Callable[[ProcessorRef], ProcessorSpec],
+    only: ProcessorRef | None,
+    warn: Warn,
+) -> list[dict[str, Any]]:
+    """One entry of the contract's `localctl status` document per container. Repairs what the state forgot."""
+    found = all_of(engines, warn)
+    rows = []
+    for engine, container in found:
+        ref = ProcessorRef.parse(container.labels["theory.ref"])
+        if only is None or ref == only:
+            _remember(ref, engine, container, state)
+            rows.append(_row(ref, engine, container, _drift(ref, engine, container, state, spec_of, warn)))
+    return sorted(rows, key=lambda row: row["ref"])
+
+
+def _remember(ref: ProcessorRef, engine: Engine, container: Container, state: LocalState) -> None:
+    """A start that was killed between launch and record left a container that `run` does not know."""
+    record = state.container(ref)
+    if container.state != "running" or container.host_port is None or (record and record.id == container.id):
+        return
+    state.record_container(
+        ref,
+        ContainerRecord(
+            engine=engine.name,
+            id=container.id,
+            name=container.name,
+            port=container.host_port,
+            image_digest=container.labels.get("theory.digest", ""),
+            spec_digest=container.labels.get("theory.spec", ""),
+            source=container.labels.get("theory.source", ""),
+            platform=container.labels.get("theory.platform", ""),
+            secrets=(),
+            secrets_hmac="",  # unknown: the next start replaces it
+        ),
+    )
+
+
+def _row(ref: ProcessorRef, engine: Engine, container: Container, drift: dict[str, str] | None) -> dict[str, Any]:
+    word = "unknown"
+    if container.state == "running" and container.host_port is not None:
+        word = probe(container.host_port)
+    starting = container.state == "running" and word == "starting"
+    return {
+        "ref": str(ref),
+        "name": container.name,
+        "id": container.id,
+        "engine": engine.name,
+        "isolation": engine.isolation,
+        "state": "starting" if starting else container.state,
+        "health": "unknown" if starting else word,
+        "image_digest": container.labels.get("theory.digest"),
+        "source": container.labels.get("theory.source"),
+        "platform": container.labels.get("theory.platform"),
+        "port": container.host_port,
+        "started_at": container.started_at,
+        "exit_status": container.exit_status,
+        "drift": drift,
+    }
+
+
+def _drift(
+    ref: ProcessorRef,
+    engine: Engine,
+    container: Container,
+    state: LocalState,
+    spec_of: Callable[[ProcessorRef], ProcessorSpec],
+    warn: Warn,
+) -> dict[str, str] | None:
+    try:
+        spec = spec_of(ref)
+        selection = images.select(
+            spec,
+            Platform.parse(container.labels.get("theory.platform", "")),
+            builds=state.builds(ref),
+            engine=engine.name,
+            gives_digests=engine.gives_digests,
+        )
+    except OperationError as exc:
+        warn(f"{ref}: {exc.message}")
+        return None
+    return difference(
+        image=container.labels.get("theory.digest", ""),
+        spec=container.labels.get("theory.spec", ""),
+        selection=selection,
+        spec_now=spec.spec_digest,
+    )
+
+
+def difference(*, image: str, spec: str, selection: images.Selection, spec_now: str) -> dict[str, str] | None:
+    """Running and selected digest of the first thing that differs, image before spec; None without drift."""
+    if image != selection.digest:
+        return {"of": "image", "running": image, "selected": selection.digest}
+    if spec != spec_now:
+        return {"of": "spec", "running": spec, "selected": spec_now}
+    return None
+
+
+def log_file(state: LocalState, ref: ProcessorRef) -> Path:
+    """Where `stop` keeps the logs: one LogLine a line, as JSON."""
+    return state.folder / "logs" / f"{ref.slug}.log"
+
+
+def keep_logs(engine: Engine, container: Container, ref: ProcessorRef, state: LocalState) -> None:
+    lines = "".join(json.dumps(asdict(line)) + "\n" for line in engine.logs(container))
+    path = log_file(state, ref)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, lines, mode=0o600)
+
+
+def logs(
+    ref: ProcessorRef,
+    *,
+    engines: Sequence[Engine],
+    state: LocalState,
+    follow: bool,
+    tail: int | None,
+    since: str | None,
+    warn: Warn,
+) -> Iterator[LogLine]:
+    """What the ref's container wrote; of one that was stopped, what `stop` kept. Raises NotStarted."""
+    for engine, container in all_of(engines, warn):
+        if container.labels.get("theory.ref") == str(ref):
+            return engine.logs(container, follow=follow, tail=tail, since=since)
+    try:
+        text = log_file(state, ref).read_text("utf-8")
+    except FileNotFoundError:
+        raise NotStarted(f"{ref} has no logs: it was never started", hint=f"localctl start --ref {ref}") from None
+    lines = [LogLine(**json.loads(line)) for line in text.splitlines()]
+    kept = [line for line in lines if since is None or line.ts >= since]
+    return iter(kept[len(kept) - tail if tail is not None and tail < len(kept) else 0 :])
+
+
+_AGO = re.compile(r"(\d{1,9})([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def moment(text: str) -> str:
+    """`--since` as RFC 3339, UTC, milliseconds: from `10m`, `2h` (s, m, h, d ago) or an RFC 3339 time.
+
+    Raises UsageError.
+    """
+    if ago := _AGO.fullmatch(text):
+        when = datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2]])
+    else:
+        try:
+            when = datetime.fromisoformat(text)
+        except ValueError:
+            raise UsageError(
+                f"{text!r} is not a time", hint="--since takes 10m, 2h, 1d or a time like 2026-01-31T12:00:00Z"
+            ) from None
+    return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,219 @@
+"""Run a processor that was started on this machine: inputs, container, drift, then one execution."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import rfc8785
+from processor_runtime import protocol
+
+from apps.errors import (
+    ConnectionFailed,
+    Drift,
+    ExecutionConflict,
+    ExecutionLost,
+    InvalidInputs,
+    NotStarted,
+    OperationError,
+    StorageFailed,
+)
+from apps.processors import images, inputs, registry, runs
+from apps.processors.adapters.base import Engine
+from apps.processors.containers import difference, last_words, of_ref
+from apps.processors.envelope import Meta, new_execution_id
+from apps.processors.reference import Platform, ProcessorRef
+from apps.processors.spec import ProcessorSpec
+from apps.processors.state import ContainerRecord, LocalState
+from apps.settings import Settings
+from apps.storage import artifacts
+from apps.storage.base import StorageBackend
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the caller typed, not yet checked."""
+
+    ref: str
+    mode: str
+    inputs: Callable[[], dict[str, Any] | None]
+    """Reads the inputs' document; None when the caller gave none."""
+    platform: str | None = None
+    write_prefix: str | None = None
+    timeout_s: float | None = None
+    execution_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A successful execution."""
+
+    envelope: dict[str, Any]
+    artifacts: artifacts.Artifacts
+
+
+def run(
+    asked: Asked,
+    *,
+    settings: Settings,
+    state: LocalState,
+    storage: Callable[[Settings], StorageBackend],
+    engine_of: Callable[[str], Engine],
+    on_event: runs.EventSink,
+) -> Ran:
+    """One execution in the ref's container; an execution that a complete prefix already names is given back.
+
+    Asks no engine unless the container does not answer. Raises OperationErrors that carry the error envelope.
+    """
+    meta = Meta(adapter="local", engine=settings.engine, mode=asked.mode)
+    known = runs.Known(asked.execution_id or new_execution_id(), asked.ref, meta)
+    try:
+        return _run(asked, known, settings, state, storage, engine_of, on_event)
+    except OperationError as error:
+        raise known.failed(error) from error
+
+
+def _run(
+    asked: Asked,
+    known: runs.Known,
+    settings: Settings,
+    state: LocalState,
+    storage: Callable[[Settings], StorageBackend],
+    engine_of: Callable[[str], Engine],
+    on_event: runs.EventSink,
+) -> Ran:
+    spec = registry.load(settings.root, ProcessorRef.parse(asked.ref))
+    known.learn(spec_digest=spec.spec_digest)
+    request = _request(asked, spec, known)
+    backend = storage(settings)
+    known.learn(storage=backend.name, transfer="relay")
+    backend.check()
+    place = artifacts.Artifacts(backend, request.write_prefix)
+    if (receipt := place.previous(request.execution_id)) is not None:
+        return Ran(_same_execution(receipt, known), place)
+
+    record = state.container(spec.ref)
+    if record is None:
+        raise _not_started(spec.ref)
+    engine = engine_of(record.engine)
+    known.learn(engine=engine.name, isolation=engine.isolation, image_digest=record.image_digest)
+    door = runs.Door(
+        f"ws://127.0.0.1:{record.port}{protocol.PATH}", {"Authorization": f"Bearer {state.token(spec.ref) or ''}"}
+    )
+
+    def identify(hello: protocol.Hello) -> None:
+        _refuse_stranger(hello, spec)
+        _refuse_drift(hello, spec, asked, record, state, engine)
+
+    try:
+        envelope = runs.execute(request, door, known=known, artifacts=place, identify=identify, on_event=on_event)
+    except runs.Unreachable as exc:
+        raise _why(exc, spec.ref, engine, accepted=known.accepted) from exc
+    return Ran(envelope.document(), place)
+
+
+def _request(asked: Asked, spec: ProcessorSpec, known: runs.Known) -> protocol.Run:
+    if not protocol.EXECUTION_ID.fullmatch(known.execution_id):
+        raise InvalidInputs(
+            f"{known.execution_id!r} is not an execution id",
+            hint="an execution id is a UUIDv7; leave it out to get one",
+        )
+    document = asked.inputs()
+    if document is None:
+        document = _default_inputs(spec, asked.mode)
+    inputs.validate(spec.inputs, document)
+    known.learn(inputs_digest="sha256:" + hashlib.sha256(rfc8785.dumps(document)).hexdigest())
+    known.write_prefix = artifacts.expand(asked.write_prefix, execution_id=known.execution_id, ref_slug=spec.ref.slug)
+    return protocol.Run(
+        execution_id=known.execution_id,
+        mode=asked.mode,
+        inputs=document,
+        write_prefix=known.write_prefix,
+        timeout_s=asked.timeout_s or spec.runtime.timeout_s,
+    )
+
+
+def _default_inputs(spec: ProcessorSpec, mode: str) -> dict[str, Any]:
+    examples = spec.inputs.get("examples") or [{}]
+    return dict(examples[0]) if mode == "mock" else {}
+
+
+def _same_execution(receipt: bytes, known: runs.Known) -> dict[str, Any]:
+    """The receipt of this very execution, when it was asked for the same thing."""
+    try:
+        envelope = json.loads(receipt)
+        meta = envelope["meta"]
+        then = (meta["mode"], meta["inputs_digest"])
+    except (ValueError, KeyError, TypeError) as exc:
+        raise StorageFailed(f"the receipt under {known.write_prefix} is damaged: {exc}") from exc
+    if then != (known.meta.mode, known.meta.inputs_digest):
+        raise ExecutionConflict(
+            f"execution {known.execution_id} ran already, with other inputs or in another mode",
+            hint="use another --execution-id, or leave it out",
+            details={"mode": then[0], "inputs_digest": then[1]},
+        )
+    assert isinstance(envelope, dict)  # noqa: S101  it was indexed by names
+    return envelope
+
+
+def _not_started(ref: ProcessorRef) -> NotStarted:
+    return NotStarted(f"{ref} is not started", hint=f"localctl start --ref {ref}")
+
+
+def _refuse_stranger(hello: protocol.Hello, spec: ProcessorSpec) -> None:
+    if hello.ref != str(spec.ref):
+        raise ConnectionFailed(
+            f"{hello.ref} answers on the port of {spec.ref}",
+            hint=f"localctl stop --ref {spec.ref}, then start it again",
+        )
+
+
+def _refuse_drift(
+    hello: protocol.Hello,
+    spec: ProcessorSpec,
+    asked: Asked,
+    record: ContainerRecord,
+    state: LocalState,
+    engine: Engine,
+) -> None:
+    platform = Platform.parse(asked.platform or record.platform)
+    selection = images.select(
+        spec,
+        platform,
+        builds=state.builds(spec.ref),
+        engine=engine.name,
+        gives_digests=engine.gives_digests,
+    )
+    found = difference(image=hello.image_digest, spec=hello.spec_digest, selection=selection, spec_now=spec.spec_digest)
+    if found is not None:
+        raise Drift(
+            f"the running {found['of']} of {spec.ref} is {found['running']}, "
+            f"{found['selected']} would be started for {platform}",
+            hint=f"localctl start --ref {spec.ref}"
+            + (f" --platform {platform.architecture}" if asked.platform else ""),
+            details=found,
+        )
+
+
+def _why(lost: runs.Unreachable, ref: ProcessorRef, engine: Engine, *, accepted: bool) -> OperationError:
+    """What the engine says of a container that does not answer."""
+    found = of_ref(engine, ref)
+    container = found[0] if found else None
+    if container is not None and container.state == "running":
+        return ConnectionFailed(
+            f"the connection to {ref} was lost: {lost}" if accepted else f"{ref} runs, but nothing answers on its port",
+            hint=f"localctl status --ref {ref}",
+        )
+    details = last_words(container, engine) if container is not None else {}
+    if accepted:
+        return ExecutionLost(
+            f"the container of {ref} went away during the execution; its fate is unknown",
+            hint=f"localctl logs --ref {ref}",
+            details=details,
+        )
+    error = _not_started(ref)
+    if container is not None:
+        error.message = f"the container of {ref} has ended (exit status {container.exit_status})"
+    error.details = details
+    return error

@@ -1,0 +1,319 @@
+"""One execution over one WebSocket, local and remote alike: ask, hand events on, store outputs, write the receipt."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+from processor_runtime import protocol
+
+from apps.errors import Cancelled, ConnectionFailed, OperationError, Unauthorized, UploadFailed, from_words
+from apps.processors.envelope import Envelope, Meta, Output, encode, index_document
+from apps.storage.artifacts import Artifacts
+from apps.storage.base import ObjectWriter
+
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
+
+OPEN_TIMEOUT_S: Final = 10.0
+CANCEL_TIMEOUT_S: Final = 10.0
+"""How long a cancelled execution may take to end before we leave it."""
+
+EventSink = Callable[[Mapping[str, Any]], None]
+"""Takes one event, in the shape that `run --stream --json` prints."""
+
+
+class Unreachable(Exception):
+    """Nothing listens where the processor should, or it went away in the middle. The engine knows why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where a processor listens, and what opens it."""
+
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known of an execution so far: enough for an error envelope at any moment."""
+
+    execution_id: str
+    ref: str
+    meta: Meta
+    write_prefix: str = ""
+    accepted: bool = False
+    """Whether the runtime took the request: from then on it may have had effects."""
+    stored: list[Output] = field(default_factory=list)
+
+    def failed(self, error: OperationError) -> OperationError:
+        """`error`, carrying the error envelope."""
+        envelope = Envelope(self.execution_id, self.ref, self.meta, outputs=tuple(self.stored), error=error.words())
+        error.envelope = envelope.document()
+        return error
+
+    def learn(self, **known: Any) -> None:
+        """Put what was just learnt into the meta."""
+        self.meta = replace(self.meta, **known)
+
+
+def execute(
+    request: protocol.Run,
+    door: Door,
+    *,
+    known: Known,
+    artifacts: Artifacts,
+    identify: Callable[[protocol.Hello], None],
+    on_event: EventSink,
+) -> Envelope:
+    """Run one execution to its end and store its outputs, receipt and index.
+
+    `identify` sees who answered before anything is sent and raises to refuse it. The first SIGINT or SIGTERM
+    cancels the execution and waits for its end; a second one leaves at once.
+
+    Raises Unreachable, and any OperationError that ends the execution; `known` then holds what was learnt.
+    """
+    with _connected(door) as connection:
+        execution = _Execution(request, connection, known, artifacts, on_event)
+        execution.greet(identify)
+        with _cancelling(execution):
+            execution.converse()
+        return execution.conclude()
+
+
+class _Execution:
+    """The controller's end of one conversation."""
+
+    def __init__(
+        self,
+        request: protocol.Run,
+        connection: "ClientConnection",
+        known: Known,
+        artifacts: Artifacts,
+        on_event: EventSink,
+    ) -> None:
+        self._request, self._connection, self._known = request, connection, known
+        self._artifacts, self._on_event = artifacts, on_event
+        self._side = protocol.ControllerSide()
+        self._uploads: dict[int, tuple[protocol.Upload, ObjectWriter]] = {}
+        self._leave_at: float | None = None
+        self.signal: int | None = None
+
+    def greet(self, identify: Callable[[protocol.Hello], None]) -> None:
+        """Hear who answers, then ask for the execution."""
+        hello = self._side.receive(self._connection.recv(timeout=OPEN_TIMEOUT_S))
+        if not isinstance(hello, protocol.Hello):
+            raise protocol.ProtocolError(f"{hello.type} before hello")
+        self._known.learn(
+            image_digest=hello.image_digest,
+            spec_digest=hello.spec_digest,
+            secrets_present=tuple(hello.secrets_present),
+            runtime_version=hello.runtime_version,
+        )
+        identify(hello)
+        self._connection.send(self._side.run(self._request))
+
+    def cancel(self, number: int) -> None:
+        """Ask the runtime to end it. From a thread of its own: the interrupted one may hold the connection's lock."""
+        self.signal = number
+        self._leave_at = time.monotonic() + CANCEL_TIMEOUT_S
+        text = protocol.encode(protocol.Cancel(self._request.execution_id, "user"))
+        threading.Thread(target=_send_quietly, args=(self._connection, text), daemon=True).start()
+
+    def converse(self) -> None:
+        """Until the execution has completed."""
+        try:
+            while self._side.completed is None:
+                self._take(self._next())
+        finally:
+            for _, writer in self._uploads.values():
+                writer.abort()
+
+    def _next(self) -> str | bytes:
+        while True:
+            if self._leave_at is not None and time.monotonic() > self._leave_at:
+                raise Cancelled("cancelled; the processor did not confirm it", details={"by": "user"})
+            try:
+                return self._connection.recv(timeout=1.0)
+            except TimeoutError:
+                continue  # only to look at the clock: the runtime owns the execution's own deadline
+
+    def _take(self, received: str | bytes) -> None:
+        if isinstance(received, bytes):
+            self._store_chunk(received)
+            return
+        message = self._side.receive(received)
+        match message:
+            case protocol.Accepted():
+                self._known.accepted = True
+            case protocol.Event():
+                self._on_event(_event_document(message))
+            case protocol.Upload():
+                self._grant(message)
+            case protocol.Uploaded():
+                self._settle(message.upload)
+
+    def _grant(self, upload: protocol.Upload) -> None:
+        try:
+            writer = self._artifacts.receive(
+                upload.path, size_bytes=upload.size_bytes, digest=upload.digest, mime=upload.mime
+            )
+        except OperationError as error:
+            self._refuse(upload.upload, error)
+            return
+        self._uploads[upload.upload] = (upload, writer)
+        self._connection.send(self._side.grant_relay(upload.upload))
+
+    def _store_chunk(self, received: bytes) -> None:
+        number, data = self._side.receive_chunk(received)
+        if number not in self._uploads:
+            return  # refused meanwhile; the rest of its window still arrives
+        try:
+            self._uploads[number][1].write(data)
+        except OperationError as error:
+            self._refuse(number, error)
+            return
+        if credit := self._side.consumed(number):
+            self._connection.send(credit)
+
+    def _settle(self, number: int) -> None:
+        if number not in self._uploads:
+            return
+        upload, writer = self._uploads[number]
+        try:
+            writer.commit(size_bytes=upload.size_bytes, digest=upload.digest)
+        except OperationError as error:
+            self._refuse(number, error)
+            return
+        del self._uploads[number]
+        self._known.stored.append(
+            Output(self._known.write_prefix + upload.path, upload.digest, upload.size_bytes, upload.mime)
+        )
+        self._connection.send(protocol.encode(protocol.Stored(number)))
+
+    def _refuse(self, number: int, error: OperationError) -> None:
+        if held := self._uploads.pop(number, None):
+            held[1].abort()
+        self._connection.send(protocol.encode(protocol.Refused(number, error.words())))
+
+    def conclude(self) -> Envelope:
+        """Receipt and index on success; raises what ended the execution otherwise."""
+        completed = self._side.completed
+        assert completed is not None  # noqa: S101  converse() returns only then
+        meta = completed.meta
+        isolation = [self._known.meta.isolation, meta.get("isolation")]
+        self._known.learn(
+            started_at=meta.get("started_at"),
+            duration_ms=meta.get("duration_ms"),
+            isolation=", ".join(filter(None, isolation)),
+        )
+        self._known.stored.sort(key=lambda output: output.path)
+        if completed.error is not None:
+            error = from_words(completed.error)
+            if self.signal == signal.SIGTERM and isinstance(error, Cancelled):
+                error.exit_status = 128 + signal.SIGTERM
+            raise error
+        self._agree(completed.outputs)
+        envelope = Envelope(
+            self._known.execution_id,
+            self._known.ref,
+            self._known.meta,
+            outputs=tuple(self._known.stored),
+            index_path=self._known.write_prefix + "outputs.json",
+        )
+        self._artifacts.finish(encode(index_document(envelope)), encode(envelope.document()))
+        return envelope
+
+    def _agree(self, outputs: list[dict[str, Any]]) -> None:
+        told = {(each.get("path"), each.get("digest")) for each in outputs}
+        have = {(output.path.removeprefix(self._known.write_prefix), output.digest) for output in self._known.stored}
+        if told != have:
+            raise UploadFailed(
+                "the processor's list of outputs is not what was stored",
+                details={"listed": sorted(map(str, told)), "stored": sorted(map(str, have))},
+            )
+
+
+def _event_document(event: protocol.Event) -> dict[str, Any]:
+    return {
+        "event": event.event,
+        "seq": event.seq,
+        "execution_id": event.execution_id,
+        "ts": event.ts,
+        "data": event.data,
+    }
+
+
+def _send_quietly(connection: "ClientConnection", text: str) -> None:
+    from websockets.exceptions import ConnectionClosed
+
+    try:
+        connection.send(text)
+    except ConnectionClosed:
+        return  # it ended by itself
+
+
+@contextmanager
+def _connected(door: Door) -> Iterator["ClientConnection"]:
+    """The open connection; what it raises inside is translated too."""
+    from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+    from websockets.sync.client import connect
+    from websockets.typing import Subprotocol
+
+    try:
+        with connect(
+            door.url,
+            subprotocols=[Subprotocol(protocol.SUBPROTOCOL)],
+            additional_headers=dict(door.headers),
+            compression=None,
+            proxy=None,  # the caller's proxy is not for a processor on this machine
+            open_timeout=OPEN_TIMEOUT_S,
+            close_timeout=2,
+            max_size=protocol.MAX_MESSAGE_BYTES,
+        ) as connection:
+            yield connection
+    except InvalidStatus as exc:
+        raise _refused(exc.response.status_code) from exc
+    except (ConnectionClosed, InvalidHandshake, protocol.ProtocolError) as exc:
+        if isinstance(exc, ConnectionClosed) and exc.rcvd is None:
+            raise Unreachable(str(exc)) from exc  # it went without a word
+        raise ConnectionFailed(f"the connection to the processor ended: {exc}", hint="localctl status") from exc
+    except TimeoutError as exc:
+        raise ConnectionFailed(f"the processor did not answer within {OPEN_TIMEOUT_S:.0f} s") from exc
+    except BrokenPipeError:
+        raise  # our own stdout's reader left: not the connection
+    except ConnectionError as exc:
+        raise Unreachable(str(exc)) from exc
+
+
+def _refused(status: int) -> OperationError:
+    if status == 401:
+        return Unauthorized("the processor refused the run token", hint="start it again: localctl start")
+    return ConnectionFailed(f"the processor answered HTTP {status} instead of opening a WebSocket")
+
+
+@contextmanager
+def _cancelling(execution: _Execution) -> Iterator[None]:
+    """The first SIGINT or SIGTERM cancels; the second does what it did before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+        execution.cancel(number)
+
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
