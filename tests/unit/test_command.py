@@ -130,7 +130,7 @@ def test_spawn_yields_a_line_while_the_program_still_runs() -> None:
     began = time.monotonic()
 
     assert next(lines) == "first"
-    lines.close()  # type: ignore[attr-defined]  # an iterator in the signature, a generator in fact
+    lines.close()
     assert time.monotonic() - began < 30
 
 
@@ -179,7 +179,7 @@ def test_who_stops_reading_ends_the_program_and_what_it_started(tmp_path: Path) 
     next(lines)
     grandchild = read_pid(path)
 
-    lines.close()  # type: ignore[attr-defined]
+    lines.close()
 
     assert soon(lambda: not is_alive(grandchild))
 
@@ -193,7 +193,7 @@ def test_a_program_that_ignores_sigterm_is_killed_after_the_grace(
     next(lines)
     grandchild = read_pid(path)
 
-    lines.close()  # type: ignore[attr-defined]
+    lines.close()
 
     assert soon(lambda: not is_alive(grandchild))
 

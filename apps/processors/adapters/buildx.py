@@ -1,0 +1,285 @@
+"""ImageBuilder over `docker buildx`, on the engine of the docker context (or DOCKER_HOST) in effect."""
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from apps.errors import BuildFailed, ConfigurationError, EngineFailed, ImageRegistryFailed, OperationError, TimedOut
+from apps.processors.adapters import build_secrets, command
+from apps.processors.adapters.base import BaseImage, BuildRequest, BuiltImage, Progress
+from apps.processors.reference import Platform
+
+ANSWER_S: Final = 60.0
+"""What the engine, or an image registry, gets to answer one question."""
+LOG_LINES: Final = 30
+"""Lines of a failed build that go into its error."""
+
+
+class BuildxBuilder:
+    """An `ImageBuilder` for OCI images, one platform after the other; each is tagged `<repository>:<tag>-<arch>`.
+
+    Args:
+        environment: of the docker command: PATH, HOME, DOCKER_*, proxies.
+        contexts: NAME → VALUE of --build-context.
+        secrets: words of --secret, as typed.
+        caller: the folder that files and folders of these are relative to.
+    """
+
+    engine = "docker"
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        contexts: Mapping[str, str],
+        secrets: Sequence[str],
+        caller: Path,
+    ) -> None:
+        self._environment, self._caller = environment, caller
+        self._contexts = {_familiar(name): value for name, value in contexts.items()}
+        self._secrets = tuple(secrets)
+
+    def platforms(self, asked: tuple[Platform, ...]) -> tuple[Platform, ...]:
+        """All of them: the Dockerfile sees to it that nothing foreign has to be executed."""
+        return asked
+
+    def base(self, name: str) -> BaseImage | None:
+        """The image that `FROM name` would mean now; None for scratch.
+
+        A named build context goes first; then what the registry says, then, when it does not say, this machine.
+        Raises ImageRegistryFailed, BuildFailed (no such image), ConfigurationError, EngineFailed.
+        """
+        self._check()
+        if name == "scratch":
+            return None
+        mapped = self._contexts.get(_familiar(name))
+        if mapped is not None and not mapped.startswith(_IMAGE):
+            raise ConfigurationError(
+                f"PROCESSOR_BUILD_CONTEXTS maps the base image {name} to {mapped!r}, whose digest can't be known",
+                hint=f"PROCESSOR_BUILD_CONTEXTS={name}={_IMAGE}<repository>[:tag]",
+            )
+        reference = mapped.removeprefix(_IMAGE) if mapped else name
+        digest, pinned = self._resolve(reference)
+        return BaseImage(name, digest, f"{_IMAGE}{pinned}" if mapped or pinned != name else None)
+
+    def build(self, request: BuildRequest, *, progress: Progress) -> list[BuiltImage]:
+        """Build for each platform in turn. Raises BuildFailed (the last lines), ImageRegistryFailed, EngineFailed."""
+        self._check()
+        return [self._build(request, platform, progress) for platform in request.platforms]
+
+    def _check(self) -> None:
+        """Everything that can be wrong before anything is looked up or built; asked once."""
+        _ = self._store, self._hidden
+
+    def _build(self, request: BuildRequest, platform: Platform, progress: Progress) -> BuiltImage:
+        with tempfile.TemporaryDirectory() as folder:
+            metadata = Path(folder) / "metadata.json"
+            argv = self._arguments(request, platform, metadata, _renamed(request, Path(folder)))
+            progress(f"building {request.ref} for {platform}")
+            try:
+                for line in command.spawn(argv, env=self._environment, cwd=self._caller, redact=self._hidden):
+                    if line.strip():
+                        progress(line)
+            except command.CommandFailed as exc:
+                raise _translate(request, platform, exc.lines) from exc
+            made = json.loads(metadata.read_text("utf-8"))
+        # The image's id: by now the tag may name the image of another build.
+        digest = str(made["containerimage.digest"])
+        image = self._inspect(digest)
+        if image is None:
+            raise EngineFailed(f"the engine has no image {digest} after building it", hint="build again")
+        return BuiltImage(
+            platform=platform,
+            # The classic store's id is the digest of its config, which no registry will ever show.
+            digest=digest if self._store.containerd else None,
+            image=digest,
+            image_id=digest,
+            size_bytes=int(image["Size"]),
+        )
+
+    def _arguments(
+        self, request: BuildRequest, platform: Platform, metadata: Path, places: tuple[Path, Path]
+    ) -> list[str]:
+        context, dockerfile = places
+        contexts = dict(self._contexts)
+        if request.base and request.base.context:
+            contexts[_familiar(request.base.name)] = request.base.context
+        words = {
+            "--builder": ["default"],  # the docker driver of the context in effect: its images are in the engine
+            "--platform": [str(platform)],
+            "--file": [str(dockerfile)],
+            "--tag": [_tag(request, platform)],
+            "--metadata-file": [str(metadata)],
+            "--progress": ["plain"],
+            # OCI media types, so that the manifest's digest is the same here and in every registry; the classic
+            # store takes the option and writes what it can.
+            "--output": ["type=docker,oci-mediatypes=true"],
+            "--build-arg": [f"SOURCE_DATE_EPOCH={request.created_epoch_s}"],
+            "--label": [f"{name}={value}" for name, value in _labels(request).items()],
+            "--build-context": [f"{name}={value}" for name, value in sorted(contexts.items())],
+            "--secret": list(self._secrets),
+        }
+        options = [word for option, values in words.items() for value in values for word in (option, value)]
+        # Attestations would make an index of one platform's image.
+        return ["docker", "buildx", "build", "--provenance=false", "--sbom=false", *options, str(context)]
+
+    @cached_property
+    def _hidden(self) -> list[str]:
+        return build_secrets.values(self._secrets, self._environment, self._caller)
+
+    # the base image
+
+    def _resolve(self, reference: str) -> tuple[str, str]:
+        """(digest, name that means this digest to BuildKit) of `reference`."""
+        if "@" in reference:
+            return reference.partition("@")[2], reference
+        words = ("buildx", "imagetools", "inspect", "--builder", "default", reference, "--format", "{{json .Manifest}}")
+        found = self._docker(*words)
+        if found.status == 0:
+            digest = str(json.loads(found.stdout)["digest"])
+            return digest, f"{_repository(reference)}@{digest}"
+        local = self._inspect(reference)
+        if local is None:
+            raise _unresolved(reference, found.stderr)
+        # By its name alone: BuildKit asks the registry for a digest, and takes this machine's image for a name that
+        # no registry knows.
+        pulled = [] if self._store.containerd else [each.partition("@")[2] for each in local.get("RepoDigests") or ()]
+        return min(pulled, default=str(local["Id"])), reference
+
+    # the engine
+
+    @cached_property
+    def _store(self) -> "_Store":
+        found = self._docker("info", "--format", "{{json .}}")
+        if found.status:
+            raise _no_engine(found.stderr)
+        store = _Store.read(json.loads(found.stdout))
+        if not store.buildx:
+            raise EngineFailed("docker has no buildx here", hint=_INSTALL)
+        return store
+
+    def _inspect(self, name: str) -> Mapping[str, Any] | None:
+        """What the engine knows of a local image; None when it has none of that name."""
+        found = self._docker("image", "inspect", "--format", "{{json .}}", name)
+        return None if found.status else dict(json.loads(found.stdout))
+
+    def _docker(self, *words: str) -> command.Completed:
+        try:
+            return command.run(["docker", *words], timeout_s=ANSWER_S, env=self._environment, cwd=self._caller)
+        except command.CommandMissing as exc:
+            raise EngineFailed("docker is not installed", hint=_INSTALL) from exc
+        except TimedOut as exc:
+            raise EngineFailed(f"docker {words[0]} did not answer within {ANSWER_S:g} s", hint="docker info") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class _Store:
+    """What `docker info` says that matters to a build."""
+
+    containerd: bool
+    """The containerd image store, where an image's id is its manifest digest; else the classic one."""
+    buildx: bool
+
+    @classmethod
+    def read(cls, info: Mapping[str, Any]) -> "_Store":
+        status = info.get("DriverStatus") or ()
+        plugins = (info.get("ClientInfo") or {}).get("Plugins") or ()
+        return cls(
+            containerd=["driver-type", "io.containerd.snapshotter.v1"] in [list(pair) for pair in status],
+            buildx=any(plugin.get("Name") == "buildx" for plugin in plugins),
+        )
+
+
+def _renamed(request: BuildRequest, folder: Path) -> tuple[Path, Path]:
+    """Context and Dockerfile, by links in `folder` that are named after what they hold.
+
+    BuildKit keeps what it was sent under the last part of the folder's name, and asks only for files whose size or
+    time differ: of two checkouts' `code/` it would take the first one's bytes for the second.
+    Source: https://github.com/moby/buildkit/issues/4817, https://github.com/docker/buildx/issues/3093
+    """
+    name = request.source_digest.removeprefix("sha256:")
+    context, beside = folder / f"{name}-context", folder / f"{name}-dockerfile"
+    context.symlink_to(request.context, target_is_directory=True)
+    beside.symlink_to(request.dockerfile.parent, target_is_directory=True)
+    return context, beside / request.dockerfile.name
+
+
+def _tag(request: BuildRequest, platform: Platform) -> str:
+    return f"{request.repository}:{request.tag}-{platform.architecture}"
+
+
+def _labels(request: BuildRequest) -> dict[str, str]:
+    """What the image says of itself: nothing that differs between clones, places or times of a build.
+
+    Source: https://github.com/opencontainers/image-spec/blob/main/annotations.md
+    """
+    labels = {"title": request.ref.slug, "version": str(request.ref.version)}
+    if request.base:
+        labels |= {"base.name": request.base.name, "base.digest": request.base.digest}
+    if request.revision:
+        created = datetime.fromtimestamp(request.created_epoch_s, UTC)
+        labels |= {"revision": request.revision, "created": created.strftime("%Y-%m-%dT%H:%M:%SZ")}
+    return {"theory.ref": str(request.ref)} | {f"org.opencontainers.image.{name}": labels[name] for name in labels}
+
+
+def _familiar(name: str) -> str:
+    """An image name as BuildKit compares it with those of build contexts: `python`, not docker.io/library/python."""
+    for prefix in ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/"):
+        name = name.removeprefix(prefix)
+    return name.removesuffix(":latest")
+
+
+def _repository(reference: str) -> str:
+    """`reference` without its tag: a : after the last / starts one, any other a port."""
+    folder, slash, name = reference.rpartition("/")
+    return f"{folder}{slash}{name.partition(':')[0]}"
+
+
+# The only readers of what docker and BuildKit say in prose.
+
+_INSTALL: Final = "install docker and docker-buildx, or build for the embedded engine: LOCAL_ENGINE=process"
+_IMAGE: Final = "docker-image://"
+
+
+def _no_engine(stderr: str) -> EngineFailed:
+    if "permission denied" in stderr.lower():
+        hint = "add yourself to the group of the socket (usermod -aG docker), or LOCAL_ENGINE=process"
+        return EngineFailed("no permission to talk to the Docker Engine", hint=hint, details={"said": stderr.strip()})
+    hint = "start Docker, or build for the embedded engine: LOCAL_ENGINE=process"
+    return EngineFailed("the Docker Engine does not answer", hint=hint, details={"said": stderr.strip()})
+
+
+def _unresolved(reference: str, stderr: str) -> OperationError:
+    said = (stderr.strip().splitlines() or [""])[-1].removeprefix("ERROR: ")
+    if said.endswith(f"{reference}: not found"):
+        return BuildFailed(f"the registry has no base image {reference}", hint="see the last FROM of the Dockerfile")
+    return ImageRegistryFailed(f"the base image {reference} can't be resolved: {said}", hint=_mirror(reference))
+
+
+def _mirror(name: str) -> str:
+    return f"behind a mirror: PROCESSOR_BUILD_CONTEXTS={name}={_IMAGE}<mirror>/{name}"
+
+
+def _translate(request: BuildRequest, platform: Platform, lines: Sequence[str]) -> OperationError:
+    """The error for a build that failed, from the last lines that it wrote."""
+    details = {"platform": str(platform), "log": list(lines)[-LOG_LINES:]}
+    said = next((line for line in reversed(lines) if line.startswith("ERROR: ")), lines[-1] if lines else "")
+    said = said.removeprefix("ERROR: ").removeprefix("failed to solve: ")
+    step = next((line[3:].rstrip(":") for line in reversed(lines) if line.startswith(" > [")), None)
+    where = f" at {step}" if step else ""
+    if found := re.search(r"failed to resolve source metadata for (\S+): ", said):
+        hint = _mirror(_familiar(found[1]))
+        return ImageRegistryFailed(f"{request.ref} for {platform}: {said}", hint=hint, details=details)
+    if "Cannot connect to the Docker daemon" in said:
+        return EngineFailed("the Docker Engine went away during the build", hint="docker info", details=details)
+    hint = f"see the log above; by hand: docker build --platform {platform} -f {request.dockerfile} {request.context}"
+    if any("exec format error" in line for line in lines):
+        hint = (
+            f"{platform} is not executed here: do the work in a stage FROM --platform=$BUILDPLATFORM, and COPY from it"
+        )
+    return BuildFailed(f"{request.ref} did not build for {platform}{where}: {said}", hint=hint, details=details)
