@@ -6,7 +6,7 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +76,7 @@ def spawn(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     redact: Sequence[str] = (),
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Run `argv` and yield each line as it comes, stdout and stderr in one stream, without line ends.
 
     Ends with the program; whoever stops iterating (close, Ctrl-C, SIGTERM) ends it. `timeout_s` None: no limit.

@@ -1,0 +1,220 @@
+"""Images of processors: what they are made from, build, and which one runs."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from apps.errors import ConfigurationError, ImageNotFound
+from apps.processors import dockerfile, sources
+from apps.processors.adapters.base import BaseImage, BuildRequest, BuiltImage, ImageBuilder, Progress
+from apps.processors.reference import ImageReference, Platform, ProcessorRef
+from apps.processors.sources import Source
+from apps.processors.spec import ProcessorSpec
+from apps.processors.state import BuildRecord, LocalState
+from apps.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """What `build` made."""
+
+    ref: ProcessorRef
+    engine: str
+    tag: str
+    source_digest: str
+    images: tuple[BuiltImage, ...]
+    skipped: tuple[Platform, ...]
+    """Asked for, but the engine can't have them on this machine."""
+    duration_ms: int
+
+    def document(self) -> dict[str, Any]:
+        """The contract's `processorctl build` document."""
+        return {
+            "status": "success",
+            "ref": str(self.ref),
+            "engine": self.engine,
+            "tag": self.tag,
+            "source_digest": self.source_digest,
+            "images": [
+                {
+                    "platform": str(image.platform),
+                    "digest": image.digest,
+                    "image_id": image.image_id,
+                    "size_bytes": image.size_bytes,
+                }
+                for image in self.images
+            ],
+            "skipped": [str(platform) for platform in self.skipped],
+            "duration_ms": self.duration_ms,
+        }
+
+
+def build(
+    spec: ProcessorSpec,
+    platforms: tuple[Platform, ...],
+    *,
+    settings: Settings,
+    builder: ImageBuilder,
+    state: LocalState,
+    progress: Progress,
+) -> BuildResult:
+    """Build the processor for `platforms` and record each with the pin that stands now.
+
+    Raises BuildFailed, EngineFailed, ImageRegistryFailed (the base image), ConfigurationError.
+    """
+    began = time.monotonic()
+    possible = builder.platforms(platforms)
+    base = builder.base(dockerfile.base_name(settings.root / spec.build.dockerfile))
+    made_from = source(spec, settings.root, base, environment=settings.environment)
+    if made_from.revision is None:
+        progress(f"{spec.ref}: no commit is known that touched what it is built from; its images name no revision")
+    request = BuildRequest(
+        ref=spec.ref,
+        root=settings.root,
+        context=settings.root / spec.build.context,
+        dockerfile=settings.root / spec.build.dockerfile,
+        repository=repository(spec, settings.repository_prefix),
+        tag=f"{spec.ref.version}-{made_from.digest.removeprefix('sha256:')[:12]}",
+        source_digest=made_from.digest,
+        platforms=possible,
+        base=base,
+        revision=made_from.revision,
+        created_epoch_s=made_from.created_epoch_s,
+    )
+    built = tuple(builder.build(request, progress=progress)) if possible else ()
+    state.record_builds(spec.ref, [_record(image, request, builder.engine, spec) for image in built])
+    return BuildResult(
+        ref=spec.ref,
+        engine=builder.engine,
+        tag=request.tag,
+        source_digest=request.source_digest,
+        images=built,
+        skipped=tuple(platform for platform in platforms if platform not in possible),
+        duration_ms=round((time.monotonic() - began) * 1000),
+    )
+
+
+def source(
+    spec: ProcessorSpec, root: Path, base: BaseImage | None, *, environment: Mapping[str, str] | None = None
+) -> Source:
+    """What an image of `spec` would be made from now. registry.yaml is no part of it: a pin changes no image.
+
+    `environment` is what git may see. Raises BuildFailed.
+    """
+    return sources.read(
+        root,
+        root / spec.build.context,
+        root / spec.build.dockerfile,
+        base=(base.name, base.digest) if base else None,
+        environment=environment or {},
+    )
+
+
+def repository(spec: ProcessorSpec, prefix: str | None) -> str:
+    """Where the images of `spec` belong; `prefix` takes the place of what is before the last slash."""
+    if prefix is None:
+        return spec.repository
+    return f"{prefix.rstrip('/')}/{spec.repository.rpartition('/')[2]}"
+
+
+def _record(image: BuiltImage, request: BuildRequest, engine: str, spec: ProcessorSpec) -> BuildRecord:
+    pin = spec.pins.get(image.platform)
+    return BuildRecord(
+        engine=engine,
+        platform=str(image.platform),
+        tag=request.tag,
+        source_digest=request.source_digest,
+        digest=image.digest,
+        image=image.image,
+        image_id=image.image_id,
+        size_bytes=image.size_bytes,
+        pin=str(pin) if pin else None,
+        built_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The image that `start` takes, and that everything which runs is compared with."""
+
+    source: str
+    """pin or build."""
+    digest: str
+    """What a container of it reports as its image: a manifest digest, or an image id where there is none."""
+    image: str | None
+    """What `Engine.launch` takes; None for a pin, which has to be found on the machine or pulled."""
+    reference: ImageReference | None
+    """The pin; None for a build."""
+    platform: Platform
+    notes: tuple[str, ...]
+    """What a user should hear of the choice."""
+
+
+def select(
+    spec: ProcessorSpec,
+    platform: Platform,
+    *,
+    builds: tuple[BuildRecord, ...],
+    engine: str,
+    gives_digests: bool,
+    forced: str | None = None,
+) -> Selection:
+    """Choose between the newest build and the pin, without a clock and without asking the engine.
+
+    The build wins while the pin of its platform is still the one that stood when it was made; a changed pin wins
+    over the build. An engine that gives no digests knows no pins.
+
+    Args:
+        builds: the ref's, of all engines and platforms.
+        forced: pin or build: take that one, whatever the rule says; None: the rule.
+
+    Raises:
+        ImageNotFound: there is neither, or not the one that is forced.
+        ConfigurationError: a pin is forced on an engine that knows none.
+    """
+    made = next((each for each in builds if (each.engine, each.platform) == (engine, str(platform))), None)
+    pin = spec.pins.get(platform)
+    if not gives_digests:
+        if forced == "pin":
+            raise ConfigurationError(
+                f"the {engine} engine knows no pins", hint="LOCAL_ENGINE=docker, or take the build"
+            )
+        notes = (
+            (f"the pin of {spec.ref} for {platform} is ignored: the {engine} engine runs builds alone",) if pin else ()
+        )
+        return _built(spec, platform, made, notes)
+    if forced == "build":
+        return _built(spec, platform, made)
+    if forced == "pin" or made is None:
+        return _pinned(spec, platform, pin, forced=forced == "pin")
+    if pin is None or made.pin == str(pin):
+        return _built(spec, platform, made)
+    note = f"the pin of {spec.ref} for {platform} changed after the last build: the pin is taken"
+    return _pinned(spec, platform, pin, notes=(note,))
+
+
+def _built(spec: ProcessorSpec, platform: Platform, made: BuildRecord | None, notes: tuple[str, ...] = ()) -> Selection:
+    if made is None:
+        raise ImageNotFound(f"{spec.ref} was not built for {platform}", hint=_build_line(spec, platform))
+    return Selection("build", made.identity, made.image, None, platform, notes)
+
+
+def _pinned(
+    spec: ProcessorSpec,
+    platform: Platform,
+    pin: ImageReference | None,
+    *,
+    notes: tuple[str, ...] = (),
+    forced: bool = False,
+) -> Selection:
+    if pin is None:
+        what = "has no pin" if forced else "was neither built nor pinned"
+        raise ImageNotFound(f"{spec.ref} {what} for {platform}", hint=_build_line(spec, platform))
+    return Selection("pin", pin.digest, None, pin, platform, notes)
+
+
+def _build_line(spec: ProcessorSpec, platform: Platform) -> str:
+    return f"processorctl build --ref {spec.ref} --platforms {platform}"
