@@ -81,7 +81,7 @@ class _Template:
         self._known: dict[int, int] = {}  # pid → number
         self._descriptors: deque[int] = deque()
         self._splitter = ipc.Splitter()
-        self._wake = _wake_on_signals()
+        self._wake, self._waker = _wake_on_signals()
 
     def stop(self, *_: object) -> NoReturn:
         raise Stop
@@ -181,17 +181,18 @@ class _Template:
     def _become_child(self) -> None:
         """Leave behind what belongs to the parent alone."""
         self._control.close()
-        os.close(signal.set_wakeup_fd(-1))
+        signal.set_wakeup_fd(-1)  # asyncio, where it was imported, has done so at the fork (Python 3.12 and up)
         for number in (signal.SIGCHLD, signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         os.close(self._wake)
+        os.close(self._waker)
         self._known.clear()
 
     def take_over(self, control: socket.socket) -> None:
         """Be the second template from now on."""
         self._control, self._mode = control, "real"
         self._splitter = ipc.Splitter()
-        self._wake = _wake_on_signals()
+        self._wake, self._waker = _wake_on_signals()
 
     def _reap(self) -> None:
         while True:
@@ -248,14 +249,14 @@ def _real(control: socket.socket, template: _Template, parent: int) -> NoReturn:
     os._exit(0)
 
 
-def _wake_on_signals() -> int:
-    """A descriptor that becomes readable when a child ends."""
+def _wake_on_signals() -> tuple[int, int]:
+    """A descriptor that becomes readable when a child ends, and its other end, which is written to."""
     read, write = os.pipe()
     os.set_blocking(read, False)
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    return read
+    return read, write
 
 
 def _drain(descriptor: int) -> None:
