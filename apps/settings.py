@@ -102,3 +102,8 @@ def _pairs(present: Mapping[str, str], name: str) -> Mapping[str, str]:
             raise ConfigurationError(f"{name} holds {word!r}", hint=f"{name} is NAME=VALUE, space-separated")
         pairs[key] = value
     return pairs
+
+
+def no_colour() -> bool:
+    """Whether the environment asks for plain text: NO_COLOR (no-color.org), or a terminal that shows no colours."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
