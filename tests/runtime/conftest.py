@@ -20,9 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.typing import Subprotocol
-
 from processor_runtime.protocol import (
     SUBPROTOCOL,
     Completed,
@@ -35,6 +32,8 @@ from processor_runtime.protocol import (
     Uploaded,
     encode,
 )
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 RUNTIME = Path(__file__).resolve().parents[2] / "code" / "runtime"
 TOKEN = "a-token-of-the-test"
@@ -101,7 +100,7 @@ class Session:
         self.side.receive(await self.socket.recv())
 
     async def start(self, **changes: Any) -> str:
-        run = {
+        run: dict[str, Any] = {
             "execution_id": execution_id(),
             "mode": "mock",
             "inputs": {},
@@ -207,16 +206,19 @@ class Runtime:
             assert time.monotonic() < deadline, "".join([*self.stderr, *self.stdout])
             time.sleep(0.01)
 
-    @asynccontextmanager
-    async def session(self, **changes: Any) -> AsyncIterator[Session]:
+    async def connect(self, **changes: Any) -> ClientConnection:
         options: dict[str, Any] = {
             "subprotocols": [Subprotocol(SUBPROTOCOL)],
             "additional_headers": {"Authorization": f"Bearer {TOKEN}"},
             "compression": None,
             "proxy": None,
-            "max_size": 2**21,
+            "max_size": 2**20,
         }
-        async with connect(f"ws://127.0.0.1:{self.port}/run", **options | changes) as socket:
+        return await connect(f"ws://127.0.0.1:{self.port}/run", **options | changes)
+
+    @asynccontextmanager
+    async def session(self, **changes: Any) -> AsyncIterator[Session]:
+        async with await self.connect(**changes) as socket:
             session = Session(socket)
             await session.hello()
             yield session
@@ -244,40 +246,51 @@ class Runtime:
                 thread.join(5)
 
 
+def launch(
+    folder: Path, handler: str | None, *, wait: bool = True, env: dict[str, str] | None = None, **changes: Any
+) -> Runtime:
+    """Start a runtime with this handler (None: without any), its files under `folder`."""
+    folder.mkdir(parents=True)
+    if handler is not None:
+        (folder / "handler.py").write_text(textwrap.dedent(handler))
+    scratch = folder / "scratch"
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": f"{folder}:{RUNTIME}",
+        "PORT": "0",
+        "THEORY_BIND": "127.0.0.1",
+        "THEORY_SCRATCH": str(scratch),
+        "THEORY_SPEC": json.dumps(spec(**changes)),
+        "THEORY_IMAGE_DIGEST": IMAGE_DIGEST,
+        "THEORY_SOURCE": "build",
+        "THEORY_RUN_TOKEN": TOKEN,
+    } | (env or {})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "processor_runtime"],
+        env={name: value for name, value in environment.items() if value},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    runtime = Runtime(process, scratch)
+    if wait:
+        try:
+            runtime.wait_for("mock")
+        except BaseException:
+            runtime.stop()
+            raise
+    return runtime
+
+
 @pytest.fixture
 def start_runtime(tmp_path: Path) -> Iterator[Callable[..., Runtime]]:
-    """Start a runtime with this handler; stopped after the test."""
+    """Start runtimes; stopped after the test."""
     started: list[Runtime] = []
 
-    def start(handler: str, *, wait: bool = True, env: dict[str, str] | None = None, **changes: Any) -> Runtime:
-        folder = tmp_path / f"app{len(started)}"
-        folder.mkdir()
-        (folder / "handler.py").write_text(textwrap.dedent(handler))
-        scratch = tmp_path / f"scratch{len(started)}"
-        environment = {
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": f"{folder}:{RUNTIME}",
-            "PORT": "0",
-            "THEORY_BIND": "127.0.0.1",
-            "THEORY_SCRATCH": str(scratch),
-            "THEORY_SPEC": json.dumps(spec(**changes)),
-            "THEORY_IMAGE_DIGEST": IMAGE_DIGEST,
-            "THEORY_SOURCE": "build",
-            "THEORY_RUN_TOKEN": TOKEN,
-        } | (env or {})
-        process = subprocess.Popen(
-            [sys.executable, "-m", "processor_runtime"],
-            env=environment,
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        runtime = Runtime(process, scratch)
-        started.append(runtime)
-        if wait:
-            runtime.wait_for("mock")
-        return runtime
+    def start(handler: str | None, **options: Any) -> Runtime:
+        started.append(launch(tmp_path / f"app{len(started)}", handler, **options))
+        return started[-1]
 
     yield start
     for runtime in started:

@@ -1,7 +1,7 @@
 """One client's connection: what it asks, the events that it follows, the outputs that it carries."""
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Iterable
 from typing import Final
 
@@ -15,7 +15,10 @@ from processor_runtime.executions import Executions
 from processor_runtime.protocol import Attach, Cancel, ProtocolError, Run, RuntimeSide, Upload
 
 FIRST_MESSAGE_S: Final = 30.0  # for `run` or `attach` to come
+CLOSE_S: Final = 5.0  # for the controller to close, after the last message
 SOON_S: Final = 0.005  # what may wait for the next event: accepted, started
+
+log = logging.getLogger("processor_runtime")
 
 
 class RunConnection(ServerConnection):
@@ -70,7 +73,7 @@ class Client:
         self._over = False  # the last message was written
         self._soon: asyncio.TimerHandle | None = None
         self._chunk = asyncio.Lock()
-        self._closing: asyncio.Task[None] | None = None
+        self._closing: asyncio.TimerHandle | None = None
         connection.client = self
 
     async def serve(self) -> None:
@@ -88,10 +91,11 @@ class Client:
             await self._connection.close(CloseCode.PROTOCOL_ERROR, str(exc)[:120])
         except ConnectionClosed:
             pass
+        except Exception:  # a bug of ours: said here, since websockets' own log is off
+            log.exception("a connection broke")
+            await self._connection.close(CloseCode.INTERNAL_ERROR)
         finally:
             self._leave()
-        if self._closing is not None:
-            await self._closing
 
     # what executions and uploads ask (Client, Courier)
 
@@ -178,21 +182,21 @@ class Client:
         self.flush()
 
     def _end(self) -> None:
-        """Close after the last message: one connection carries one execution."""
+        """The last message is on its way. The controller closes: it may be about to answer an earlier one."""
         self._over = True
         if self._soon is not None:
             self._soon.cancel()
-        self._closing = asyncio.get_running_loop().create_task(self._close())
+        self._closing = asyncio.get_running_loop().call_later(CLOSE_S, self._close)
 
-    async def _close(self) -> None:
-        with contextlib.suppress(ConnectionClosed):
-            await self._connection.close()
+    def _close(self) -> None:
+        self._connection.loop.create_task(self._connection.close())
 
     def _leave(self) -> None:
         """The connection is gone: without a way to follow it, its execution ends too."""
         self._over = True
-        if self._soon is not None:
-            self._soon.cancel()
+        for timer in (self._soon, self._closing):
+            if timer is not None:
+                timer.cancel()
         if self._execution is not None:
             self._execution.go_on()
             self._execution.cancel("client")

@@ -51,8 +51,12 @@ class Validator:
         if self._validator is None:
             import jsonschema_rs
 
-            # no schema may reach the network
-            self._validator = jsonschema_rs.validator_for(dict(self._schema), retriever=_refuse)
+            try:
+                # no schema may reach the network
+                self._validator = jsonschema_rs.validator_for(dict(self._schema), retriever=_refuse)
+            except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as exc:
+                words = f"the schema of the inputs can't be used: {_short(str(exc).partition(chr(10))[0])}"
+                raise InvalidInputs(Failure(codes.INPUTS, words, "correct inputs in registry.yaml")) from exc
         if self._validator.is_valid(inputs):
             return
         errors = []
