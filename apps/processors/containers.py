@@ -3,8 +3,8 @@
 import http.client
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -67,8 +67,47 @@ def probe(port: int) -> str:
     return "starting" if answer.get("reason") == "starting" else "unhealthy"
 
 
-def stop(ref: ProcessorRef, *, engines: Sequence[Engine], state: LocalState, progress: Progress, warn: Warn) -> bool:
-    """Stop and remove the ref's container, whichever engine has it; its logs are kept. False: there was none."""
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """What `stop` did: for one ref, or for all that were started."""
+
+    refs: Mapping[ProcessorRef, bool]
+    """Ref → whether there was a container to stop."""
+    all: bool
+
+    def document(self) -> dict[str, Any]:
+        """The contract's `localctl stop` document; with --all, a list of such entries."""
+        entries = [{"ref": str(ref), "stopped": stopped} for ref, stopped in self.refs.items()]
+        return {"status": "success", **({"containers": entries} if self.all else entries[0])}
+
+    def text(self) -> str:
+        lines = [f"{ref} is stopped" if stopped else f"{ref} was not started" for ref, stopped in self.refs.items()]
+        return "\n".join(lines) or "nothing is started"
+
+
+def stop(
+    only: ProcessorRef | None,
+    *,
+    engines: Sequence[Engine],
+    state: LocalState,
+    spec_of: Callable[[ProcessorRef], ProcessorSpec],
+    progress: Progress,
+    warn: Warn,
+) -> Stopped:
+    """Stop and remove a ref's container, or every one (`only` is None), whichever engine has it. Logs are kept.
+
+    Raises RefNotFound when there is neither a container nor a processor of that name, EngineFailed.
+    """
+    if only is None:
+        refs = sorted({_ref_of(container) for _, container in all_of(engines, warn)})
+        return Stopped({ref: _stop(ref, engines, state, progress, warn) for ref in refs}, all=True)
+    stopped = _stop(only, engines, state, progress, warn)
+    if not stopped:
+        spec_of(only)
+    return Stopped({only: stopped}, all=False)
+
+
+def _stop(ref: ProcessorRef, engines: Sequence[Engine], state: LocalState, progress: Progress, warn: Warn) -> bool:
     stopped = False
     with state.changing(ref):
         record = state.container(ref)
@@ -88,13 +127,12 @@ def stop(ref: ProcessorRef, *, engines: Sequence[Engine], state: LocalState, pro
     return stopped
 
 
-def started_refs(*, engines: Sequence[Engine], warn: Warn) -> list[ProcessorRef]:
-    """Every ref that has a container in this checkout, on any engine that answers."""
-    labels = {each.labels["theory.ref"] for _, each in all_of(engines, warn)}
-    return [ProcessorRef.parse(label) for label in sorted(labels)]
+def _ref_of(container: Container) -> ProcessorRef:
+    return ProcessorRef.parse(container.labels["theory.ref"])
 
 
 def all_of(engines: Sequence[Engine], warn: Warn) -> list[tuple[Engine, Container]]:
+    """Every container of this checkout on the engines that answer; the others are warned of."""
     found = []
     for engine in engines:
         try:
@@ -105,22 +143,23 @@ def all_of(engines: Sequence[Engine], warn: Warn) -> list[tuple[Engine, Containe
 
 
 def status(
+    only: ProcessorRef | None,
     *,
     engines: Sequence[Engine],
     state: LocalState,
     spec_of: Callable[[ProcessorRef], ProcessorSpec],
-    only: ProcessorRef | None,
     warn: Warn,
 ) -> list[dict[str, Any]]:
     """One entry of the contract's `localctl status` document per container. Repairs what the state forgot."""
-    found = all_of(engines, warn)
     rows = []
-    for engine, container in found:
-        ref = ProcessorRef.parse(container.labels["theory.ref"])
+    for engine, container in all_of(engines, warn):
+        ref = _ref_of(container)
         if only is None or ref == only:
             _remember(ref, engine, container, state)
             rows.append(_row(ref, engine, container, _drift(ref, engine, container, state, spec_of, warn)))
-    return sorted(rows, key=lambda row: row["ref"])
+    if only is not None and not rows:
+        spec_of(only)
+    return sorted(rows, key=lambda row: str(row["ref"]))
 
 
 def _remember(ref: ProcessorRef, engine: Engine, container: Container, state: LocalState) -> None:
@@ -222,18 +261,20 @@ def logs(
     *,
     engines: Sequence[Engine],
     state: LocalState,
+    spec_of: Callable[[ProcessorRef], ProcessorSpec],
     follow: bool,
     tail: int | None,
     since: str | None,
     warn: Warn,
 ) -> Iterator[LogLine]:
-    """What the ref's container wrote; of one that was stopped, what `stop` kept. Raises NotStarted."""
+    """What the ref's container wrote; of one that was stopped, what `stop` kept. Raises NotStarted, RefNotFound."""
     for engine, container in all_of(engines, warn):
         if container.labels.get("theory.ref") == str(ref):
             return engine.logs(container, follow=follow, tail=tail, since=since)
     try:
         text = log_file(state, ref).read_text("utf-8")
     except FileNotFoundError:
+        spec_of(ref)
         raise NotStarted(f"{ref} has no logs: it was never started", hint=f"localctl start --ref {ref}") from None
     lines = [LogLine(**json.loads(line)) for line in text.splitlines()]
     kept = [line for line in lines if since is None or line.ts >= since]

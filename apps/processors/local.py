@@ -95,7 +95,7 @@ def start(
     if secrets.missing and not asked.allow_missing_secrets:
         raise MissingSecret(
             f"{spec.ref} needs {', '.join(secrets.missing)}, not set in the environment",
-            hint=f"set {'it' if len(secrets.missing) == 1 else 'them'}, or start with --allow-missing-secrets for mock runs",
+            hint="export them, or start with --allow-missing-secrets for mock runs",
             details={"missing": list(secrets.missing)},
         )
     platform = asked.platform or engine.platform()

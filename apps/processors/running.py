@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import rfc8785
 from processor_runtime import protocol
@@ -30,6 +30,8 @@ from apps.settings import Settings
 from apps.storage import artifacts
 from apps.storage.base import StorageBackend
 
+SHOWN_BYTES: Final = 64 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -39,7 +41,7 @@ class Asked:
     mode: str
     inputs: Callable[[], dict[str, Any] | None]
     """Reads the inputs' document; None when the caller gave none."""
-    platform: str | None = None
+    platform: Platform | None = None
     write_prefix: str | None = None
     timeout_s: float | None = None
     execution_id: str | None = None
@@ -51,6 +53,18 @@ class Ran:
 
     envelope: dict[str, Any]
     artifacts: artifacts.Artifacts
+
+    def places(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """Each output, and where a person finds it."""
+        for output in self.envelope["outputs"]:
+            yield output, self.artifacts.locate(output["path"].removeprefix(self.artifacts.prefix))
+
+    def texts(self) -> Iterator[str]:
+        """What the processor said: its plain text outputs, the first 64 KiB of each."""
+        for output in self.envelope["outputs"]:
+            if output["mime"].startswith("text/"):
+                with self.artifacts.open(output["path"].removeprefix(self.artifacts.prefix)) as file:
+                    yield file.read(SHOWN_BYTES).decode("utf-8", "replace")
 
 
 def run(
@@ -177,7 +191,7 @@ def _refuse_drift(
     state: LocalState,
     engine: Engine,
 ) -> None:
-    platform = Platform.parse(asked.platform or record.platform)
+    platform = asked.platform or Platform.parse(record.platform)
     selection = images.select(
         spec,
         platform,

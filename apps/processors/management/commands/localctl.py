@@ -1,0 +1,276 @@
+"""localctl: processors on this machine."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from apps.processors.management.commands._base import Result, SubcommandCommand
+
+if TYPE_CHECKING:
+    from apps.processors import local, running
+
+REF_HELP = "processor ref, e.g. llm/litellm@1"
+
+
+class Command(SubcommandCommand):
+    help = "Start, run, inspect and stop processors on this machine."
+
+    def add_arguments(self, parser: Any) -> None:
+        subparsers = self.subparsers(parser)
+        self._add_start(subparsers)
+        self._add_run(subparsers)
+        self._add_stop(subparsers)
+        self._add_status(subparsers)
+        self._add_logs(subparsers)
+
+    def _add_start(self, subparsers: Any) -> None:
+        start = self.subcommand(
+            subparsers,
+            self.start,
+            help="start a reusable container, secrets injected from the environment",
+            examples=(
+                "OPENAI_API_KEY=$OPENAI_API_KEY {prog} start --ref llm/litellm@1",
+                "{prog} start --ref llm/litellm@1 --allow-missing-secrets --json",
+            ),
+        )
+        start.add_argument("--ref", required=True, help=REF_HELP)
+        start.add_argument("--platform", metavar="PLATFORM", help="amd64 or arm64 (default: the engine's own)")
+        start.add_argument(
+            "--timeout", type=_seconds, default=120.0, metavar="SECONDS", help="to be ready within (default: 120)"
+        )
+        start.add_argument(
+            "--allow-missing-secrets", action="store_true", help="start without them; real runs then end in an error"
+        )
+
+    def _add_run(self, subparsers: Any) -> None:
+        run = self.subcommand(
+            subparsers,
+            self.run,
+            help="invoke a started processor",
+            examples=(
+                "{prog} run --ref llm/litellm@1 --mode mock --json",
+                "{prog} run --ref llm/litellm@1 --inputs-file inputs.json --stream",
+            ),
+        )
+        run.add_argument("--ref", required=True, help=REF_HELP)
+        run.add_argument("--mode", choices=("mock", "real"), default="mock", help="default: mock")
+        run.add_argument("--write-prefix", metavar="PREFIX", help="/artifacts/…/, knows {execution_id} and {ref_slug}")
+        run.add_argument("--inputs-json", metavar="JSON", help="the inputs, as JSON")
+        run.add_argument("--inputs-file", metavar="PATH", help="a file with the inputs")
+        run.add_argument("--inputs", metavar="-", help="- reads the inputs from stdin")
+        run.add_argument("--stream", action="store_true", help="print events as they come")
+        run.add_argument("--platform", metavar="PLATFORM", help="amd64 or arm64: whose digest must be running")
+        run.add_argument(
+            "--timeout", type=_seconds, metavar="SECONDS", help="end within, queue included (default: registry.yaml's)"
+        )
+        run.add_argument("--execution-id", metavar="ID", help="a UUIDv7; the same id is the same execution")
+
+    def _add_stop(self, subparsers: Any) -> None:
+        stop = self.subcommand(
+            subparsers,
+            self.stop,
+            help="stop a processor's container and keep its logs",
+            examples=("{prog} stop --ref llm/litellm@1", "{prog} stop --all --json"),
+        )
+        which = stop.add_mutually_exclusive_group(required=True)
+        which.add_argument("--ref", help=REF_HELP)
+        which.add_argument("--all", action="store_true", help="every container of this checkout")
+
+    def _add_status(self, subparsers: Any) -> None:
+        status = self.subcommand(
+            subparsers,
+            self.status,
+            help="list this checkout's containers",
+            examples=("{prog} status", "{prog} status --ref llm/litellm@1 --json"),
+        )
+        status.add_argument("--ref", help=REF_HELP)
+
+    def _add_logs(self, subparsers: Any) -> None:
+        logs = self.subcommand(
+            subparsers,
+            self.logs,
+            help="print a container's logs, also after it was stopped",
+            examples=(
+                "{prog} logs --ref llm/litellm@1 --follow",
+                "{prog} logs --ref llm/litellm@1 --tail 20 --since 10m",
+            ),
+        )
+        logs.add_argument("--ref", required=True, help=REF_HELP)
+        logs.add_argument("--follow", action="store_true", help="go on until the container ends")
+        logs.add_argument("--tail", type=_count, metavar="N", help="the last N lines")
+        logs.add_argument("--since", metavar="T", help="10m, 2h, 1d or an RFC 3339 time")
+
+    def start(self, options: dict[str, Any]) -> Result:
+        from apps.processors import local, registry, wiring
+        from apps.processors.reference import Platform, ProcessorRef
+        from apps.settings import Settings
+
+        ref = ProcessorRef.parse(options["ref"])
+        platform = Platform.parse(options["platform"]) if options["platform"] else None
+        settings = Settings.read()
+        engine, *others = wiring.engines(settings)
+        started = local.start(
+            local.Starting(
+                spec=registry.load(settings.root, ref),
+                environ=settings.environment,
+                platform=platform,
+                timeout_s=options["timeout"],
+                allow_missing_secrets=options["allow_missing_secrets"],
+            ),
+            engine=engine,
+            others=others,
+            state=wiring.state(settings),
+            root_id=wiring.root_id(settings.root),
+            progress=self.note,
+            warn=self.warn,
+        )
+        return Result(started.document(), _started_text(started))
+
+    def run(self, options: dict[str, Any]) -> Result:
+        from apps.processors import inputs, running, wiring
+        from apps.processors.reference import Platform
+        from apps.settings import Settings
+
+        settings = Settings.read()
+        ran = running.run(
+            running.Asked(
+                ref=options["ref"],
+                mode=options["mode"],
+                inputs=lambda: inputs.read(
+                    options["inputs_json"],
+                    options["inputs_file"],
+                    options["inputs"],
+                    caller=settings.caller,
+                    stdin=sys.stdin.buffer if sys.stdin else None,
+                ),
+                platform=Platform.parse(options["platform"]) if options["platform"] else None,
+                write_prefix=options["write_prefix"],
+                timeout_s=options["timeout"],
+                execution_id=options["execution_id"],
+            ),
+            settings=settings,
+            state=wiring.state(settings),
+            storage=wiring.storage,
+            engine_of=lambda name: wiring.engine(settings, name),
+            on_event=lambda event: self.emit(_event_result(event)) if options["stream"] else None,
+        )
+        return Result(ran.envelope, lambda: _ran_text(ran, said=options["stream"]))
+
+    def stop(self, options: dict[str, Any]) -> Result:
+        from apps.processors import containers, registry, wiring
+        from apps.processors.reference import ProcessorRef
+        from apps.settings import Settings
+
+        only = ProcessorRef.parse(options["ref"]) if options["ref"] else None
+        settings = Settings.read()
+        stopped = containers.stop(
+            only,
+            engines=wiring.engines(settings),
+            state=wiring.state(settings),
+            spec_of=lambda ref: registry.load(settings.root, ref),
+            progress=self.detail,
+            warn=self.warn,
+        )
+        return Result(stopped.document(), stopped.text())
+
+    def status(self, options: dict[str, Any]) -> Result:
+        from apps.processors import containers, registry, wiring
+        from apps.processors.reference import ProcessorRef
+        from apps.settings import Settings
+
+        only = ProcessorRef.parse(options["ref"]) if options["ref"] else None
+        settings = Settings.read()
+        rows = containers.status(
+            only,
+            engines=wiring.engines(settings),
+            state=wiring.state(settings),
+            spec_of=lambda ref: registry.load(settings.root, ref),
+            warn=self.warn,
+        )
+        return Result({"status": "success", "containers": rows}, lambda: self._status_text(rows))
+
+    def logs(self, options: dict[str, Any]) -> Iterator[Result]:
+        from apps.processors import containers, registry, wiring
+        from apps.processors.reference import ProcessorRef
+        from apps.settings import Settings
+
+        ref = ProcessorRef.parse(options["ref"])
+        since = containers.moment(options["since"]) if options["since"] else None
+        settings = Settings.read()
+        lines = containers.logs(
+            ref,
+            engines=wiring.engines(settings),
+            state=wiring.state(settings),
+            spec_of=lambda ref: registry.load(settings.root, ref),
+            follow=options["follow"],
+            tail=options["tail"],
+            since=since,
+            warn=self.warn,
+        )
+        for line in lines:
+            document = {"ts": line.ts, "stream": line.stream, "line": line.line}
+            yield Result(document, line.line, stderr=line.stream == "stderr")
+
+    def _status_text(self, rows: list[dict[str, Any]]) -> str:
+        if not rows:
+            return "nothing is started"
+        heads = ("REF", "ENGINE", "STATE", "HEALTH", "PORT", "SOURCE", "IMAGE", "DRIFT")
+        return self.table(
+            heads,
+            [
+                (
+                    row["ref"],
+                    f"{row['engine']} ({row['isolation']})",
+                    row["state"],
+                    row["health"],
+                    row["port"] or "-",
+                    row["source"],
+                    _short(row["image_digest"]),
+                    f"{row['drift']['of']}: {_short(row['drift']['selected'])} selected" if row["drift"] else "-",
+                )
+                for row in rows
+            ],
+        )
+
+
+def _started_text(started: "local.Started") -> str:
+    image = f"{started.selection.source} {_short(started.selection.digest)}, {started.selection.platform}"
+    how = "runs already" if started.reused else "is ready"
+    return f"{started.ref} {how} on {started.url} ({started.engine}, {image}) after {started.ready_ms} ms"
+
+
+def _event_result(event: Mapping[str, Any]) -> Result:
+    data = event["data"]
+    if event["event"] == "token":
+        return Result(event, data["text"], ending="")
+    if event["event"] == "log":
+        return Result(event, f"{data['level']}: {data['message']}", stderr=True)
+    return Result(event, "", ending="")
+
+
+def _ran_text(ran: "running.Ran", *, said: bool) -> str:
+    """What the processor said (unless it was streamed already), then where the outputs are."""
+    lines = [""] if said else [*ran.texts()]
+    return "\n".join((*lines, *(f"{place}  {output['size_bytes']} bytes" for output, place in ran.places())))
+
+
+def _short(digest: str | None) -> str:
+    return (digest or "-")[:19]
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < 10**9:
+        raise ValueError
+    return seconds
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 0:
+        raise ValueError
+    return count
+
+
+_seconds.__name__ = "number of seconds"  # argparse puts it into its message
+_count.__name__ = "count"
