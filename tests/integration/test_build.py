@@ -358,10 +358,21 @@ def test_a_failed_step_is_named_with_its_last_lines(engine: Engine, root: Path) 
         engine.build(root)
 
     assert re.match(r"test/tiny@1 did not build for linux/amd64 at \[stage-1 ./.\] RUN echo last", caught.value.message)
-    assert caught.value.message.endswith("exit code: 7")
+    assert caught.value.message.endswith("; exit 7: exit code: 7")
     assert caught.value.details["platform"] == "linux/amd64"
     assert any("last words" in line for line in caught.value.details["log"])
     assert len(caught.value.details["log"]) <= 30
+
+
+def test_of_two_platforms_the_one_that_failed_is_named(engine: Engine, root: Path) -> None:
+    step = "ARG TARGETARCH\nRUN [ $TARGETARCH = amd64 ] || exit 7\n"
+    (root / "Dockerfile").write_text(DOCKERFILE.replace("COPY handler", f"{step}COPY handler"))
+
+    with pytest.raises(BuildFailed) as caught:
+        engine.build(root, platforms=PLATFORMS)
+
+    assert caught.value.message.startswith("test/tiny@1 did not build for linux/arm64 at [")
+    assert caught.value.details["platform"] == "linux/arm64"
 
 
 @only_containerd

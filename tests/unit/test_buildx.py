@@ -154,6 +154,16 @@ def test_a_platform_that_cannot_be_executed_here_has_its_own_hint(docker: Docker
     assert "FROM --platform=$BUILDPLATFORM" in error.hint
 
 
+def test_a_long_step_is_cut_short(docker: Docker, request_: BuildRequest) -> None:
+    step = f"RUN true {'&& true ' * 50}"
+    process = f'process "/bin/sh -c {step}" did not complete successfully: exit code: 1'
+
+    error = failure(docker, request_, f" > [2/2] {step}:\nERROR: failed to solve: {process}\n")
+
+    assert error.message.endswith("…: exit code: 1")
+    assert len(error.message) < 200
+
+
 def test_an_engine_that_goes_away_during_the_build_is_an_error_of_the_engine(
     docker: Docker, request_: BuildRequest
 ) -> None:

@@ -22,7 +22,7 @@ LOG_LINES: Final = 30
 
 
 class BuildxBuilder:
-    """An `ImageBuilder` for OCI images, one platform after the other; each is tagged `<repository>:<tag>-<arch>`.
+    """An `ImageBuilder` for OCI images; each is tagged `<repository>:<tag>-<arch>`.
 
     Args:
         environment: of the docker command: PATH, HOME, DOCKER_*, proxies.
@@ -68,28 +68,28 @@ class BuildxBuilder:
         return BaseImage(name, digest, f"{_IMAGE}{pinned}" if mapped or pinned != name else None)
 
     def build(self, request: BuildRequest, *, progress: Progress) -> list[BuiltImage]:
-        """Build for each platform in turn. Raises BuildFailed (the last lines), ImageRegistryFailed, EngineFailed."""
+        """Build for each platform. Raises BuildFailed (the last lines), ImageRegistryFailed, EngineFailed."""
         self._check()
-        return [self._build(request, platform, progress) for platform in request.platforms]
+        platforms = request.platforms
+        with tempfile.TemporaryDirectory() as folder:
+            if len(platforms) > 1 and self._store.containerd:
+                # All at once, into BuildKit's cache: a quarter less time on two cores. The classic store can't.
+                self._buildx(request, platforms, ["--output=type=cacheonly"], Path(folder), progress)
+            return [self._image(request, platform, Path(folder), progress) for platform in platforms]
 
     def _check(self) -> None:
         """Everything that can be wrong before anything is looked up or built; asked once."""
         _ = self._store, self._hidden
 
-    def _build(self, request: BuildRequest, platform: Platform, progress: Progress) -> BuiltImage:
-        with tempfile.TemporaryDirectory() as folder:
-            metadata = Path(folder) / "metadata.json"
-            argv = self._arguments(request, platform, metadata, _renamed(request, Path(folder)))
-            progress(f"building {request.ref} for {platform}")
-            try:
-                for line in command.spawn(argv, env=self._environment, cwd=self._caller, redact=self._hidden):
-                    if line.strip():
-                        progress(line)
-            except command.CommandFailed as exc:
-                raise _translate(request, platform, exc.lines) from exc
-            made = json.loads(metadata.read_text("utf-8"))
-        # The image's id: by now the tag may name the image of another build.
-        digest = str(made["containerimage.digest"])
+    def _image(self, request: BuildRequest, platform: Platform, folder: Path, progress: Progress) -> BuiltImage:
+        tag = f"{request.repository}:{request.tag}-{platform.architecture}"
+        metadata = folder / f"{platform.architecture}.json"
+        # OCI media types, so that the manifest's digest is the same here and in every registry; the classic store
+        # takes the option and writes what it can.
+        options = [f"--tag={tag}", f"--metadata-file={metadata}", "--output=type=docker,oci-mediatypes=true"]
+        self._buildx(request, (platform,), options, folder, progress)
+        # By the image's id: by now the tag may name the image of another build.
+        digest = str(json.loads(metadata.read_text("utf-8"))["containerimage.digest"])
         image = self._inspect(digest)
         if image is None:
             raise EngineFailed(f"the engine has no image {digest} after building it", hint="build again")
@@ -102,31 +102,42 @@ class BuildxBuilder:
             size_bytes=int(image["Size"]),
         )
 
-    def _arguments(
-        self, request: BuildRequest, platform: Platform, metadata: Path, places: tuple[Path, Path]
-    ) -> list[str]:
-        context, dockerfile = places
+    def _buildx(
+        self,
+        request: BuildRequest,
+        platforms: tuple[Platform, ...],
+        options: Sequence[str],
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        words = ",".join(map(str, platforms))
+        progress(f"building {request.ref} for {words}")
+        argv = ["docker", "buildx", "build", f"--platform={words}", *options, *self._arguments(request, folder)]
+        try:
+            for line in command.spawn(argv, env=self._environment, cwd=self._caller, redact=self._hidden):
+                if line.strip():
+                    progress(line)
+        except command.CommandFailed as exc:
+            raise _translate(request, platforms, exc.lines) from exc
+
+    def _arguments(self, request: BuildRequest, folder: Path) -> list[str]:
+        """What is the same for every platform."""
+        context, dockerfile = _renamed(request, folder)
         contexts = dict(self._contexts)
         if request.base and request.base.context:
             contexts[_familiar(request.base.name)] = request.base.context
-        words = {
-            "--builder": ["default"],  # the docker driver of the context in effect: its images are in the engine
-            "--platform": [str(platform)],
-            "--file": [str(dockerfile)],
-            "--tag": [_tag(request, platform)],
-            "--metadata-file": [str(metadata)],
-            "--progress": ["plain"],
-            # OCI media types, so that the manifest's digest is the same here and in every registry; the classic
-            # store takes the option and writes what it can.
-            "--output": ["type=docker,oci-mediatypes=true"],
-            "--build-arg": [f"SOURCE_DATE_EPOCH={request.created_epoch_s}"],
-            "--label": [f"{name}={value}" for name, value in _labels(request).items()],
-            "--build-context": [f"{name}={value}" for name, value in sorted(contexts.items())],
-            "--secret": list(self._secrets),
-        }
-        options = [word for option, values in words.items() for value in values for word in (option, value)]
-        # Attestations would make an index of one platform's image.
-        return ["docker", "buildx", "build", "--provenance=false", "--sbom=false", *options, str(context)]
+        return [
+            "--builder=default",  # the docker driver of the context in effect: its images are in the engine
+            "--progress=plain",
+            "--provenance=false",  # attestations would make an index of one platform's image
+            "--sbom=false",
+            f"--build-arg=SOURCE_DATE_EPOCH={request.created_epoch_s}",
+            *(f"--label={name}={value}" for name, value in _labels(request).items()),
+            *(f"--build-context={name}={value}" for name, value in sorted(contexts.items())),
+            *(f"--secret={word}" for word in self._secrets),
+            f"--file={dockerfile}",
+            str(context),
+        ]
 
     @cached_property
     def _hidden(self) -> list[str]:
@@ -204,13 +215,10 @@ def _renamed(request: BuildRequest, folder: Path) -> tuple[Path, Path]:
     """
     name = request.source_digest.removeprefix("sha256:")
     context, beside = folder / f"{name}-context", folder / f"{name}-dockerfile"
-    context.symlink_to(request.context, target_is_directory=True)
-    beside.symlink_to(request.dockerfile.parent, target_is_directory=True)
+    for link, place in ((context, request.context), (beside, request.dockerfile.parent)):
+        if not link.is_symlink():
+            link.symlink_to(place, target_is_directory=True)
     return context, beside / request.dockerfile.name
-
-
-def _tag(request: BuildRequest, platform: Platform) -> str:
-    return f"{request.repository}:{request.tag}-{platform.architecture}"
 
 
 def _labels(request: BuildRequest) -> dict[str, str]:
@@ -265,13 +273,17 @@ def _mirror(name: str) -> str:
     return f"behind a mirror: PROCESSOR_BUILD_CONTEXTS={name}={_IMAGE}<mirror>/{name}"
 
 
-def _translate(request: BuildRequest, platform: Platform, lines: Sequence[str]) -> OperationError:
+def _translate(request: BuildRequest, platforms: tuple[Platform, ...], lines: Sequence[str]) -> OperationError:
     """The error for a build that failed, from the last lines that it wrote."""
-    details = {"platform": str(platform), "log": list(lines)[-LOG_LINES:]}
     said = next((line for line in reversed(lines) if line.startswith("ERROR: ")), lines[-1] if lines else "")
     said = said.removeprefix("ERROR: ").removeprefix("failed to solve: ")
+    said = re.sub(r'^process ".*" did not complete successfully: ', "", said)  # the step says which process
     step = next((line[3:].rstrip(":") for line in reversed(lines) if line.startswith(" > [")), None)
-    where = f" at {step}" if step else ""
+    where = f" at {step if len(step) <= 100 else step[:99] + '…'}" if step else ""
+    # Several platforms: [linux/amd64 2/3] RUN …, or where amd64 works for arm64, [linux/amd64->arm64 2/3] RUN …
+    named = re.match(r"\[linux/(?:\w+->)?(\w+) ", step or "")
+    platform = f"linux/{named[1]}" if named else ",".join(map(str, platforms))
+    details = {"platform": platform, "log": list(lines)[-LOG_LINES:]}
     if found := re.search(r"failed to resolve source metadata for (\S+): ", said):
         hint = _mirror(_familiar(found[1]))
         return ImageRegistryFailed(f"{request.ref} for {platform}: {said}", hint=hint, details=details)
