@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processor_runtime.protocol import Cancel, Credit, Grant, Refused, Stored, Upload, Uploaded, encode
+from processor_runtime.protocol import Cancel, Credit, Event, Grant, Refused, Stored, Upload, Uploaded, encode
 
 from tests.runtime.conftest import Result, Runtime, launch
 
@@ -260,7 +260,7 @@ def test_a_refused_upload_ends_the_execution_with_its_error(runtime: Runtime) ->
                         await session.socket.send(session.side.grant_relay(message.upload))
                     case Uploaded():
                         await session.socket.send(encode(Stored(message.upload)))
-                    case _ if message.type == "event" and message.event == "output":
+                    case Event(event="output"):
                         await session.socket.send(encode(Refused(2, words)))
             return session.result
 

@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Callable, Iterable
 from os import PathLike
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NoReturn
 
 from processor_runtime import codes
 from processor_runtime.events import fragment
@@ -92,6 +92,10 @@ class Context:
         self._emit, self._write, self._redact = emit, write, redact
         self._random: random.Random | None = None
 
+    def end(self) -> None:
+        """The runtime's: nothing more comes from this execution, whoever kept its context."""
+        self._emit = self._write = _ended
+
     @property
     def random(self) -> random.Random:
         """A random number generator whose numbers follow from the inputs alone."""
@@ -135,6 +139,10 @@ class Context:
             OutputInvalid: the path is malformed, matches no entry, or was written before.
         """
         self._write(path, content)
+
+
+def _ended(*_: object) -> NoReturn:
+    raise RuntimeError("this execution has ended: a context serves one run(context) only")
 
 
 def _number(value: float) -> float:

@@ -27,6 +27,7 @@ class Template:
 
     def __init__(self, control: socket.socket, on_report: Callable[[dict[str, Any]], None], on_end: Callable[[], None]):
         self._control, self._on_report, self._on_end = control, on_report, on_end
+        self.ended = False
         self._splitter = ipc.Splitter()
         self._loop = asyncio.get_running_loop()
         control.setblocking(False)
@@ -60,6 +61,7 @@ class Template:
         except ConnectionError:
             data = b""
         if not data:
+            self.ended = True
             self.close()
             self._on_end()
             return
@@ -168,7 +170,7 @@ class Pool:
         self._changed()
 
     def has_template(self, mode: str) -> bool:
-        return mode in self._templates
+        return mode in self._templates and not self._templates[mode].ended
 
     def memory_ended(self) -> bool:
         """Whether the kernel has ended a process for want of memory since we last asked."""
@@ -198,7 +200,7 @@ class Pool:
         if self._closing or any(name not in self._secrets for name in self._environment.spec.required_secrets):
             return
         ours, theirs = socket.socketpair()
-        self._templates["real"] = template = Template(ours, self._report, lambda: None)
+        self._templates["real"] = template = Template(ours, self._report, lambda: self._orphan("real"))
         self._templates["mock"].send({"fork": REAL}, theirs)
         theirs.close()
         template.send({"load": self._secrets})
@@ -239,6 +241,8 @@ class Pool:
         self._open.clear()
         for worker in self._workers.values():
             worker.signal(signal.SIGKILL)
+        for mode in MODES:
+            self._orphan(mode)
         for template in self._templates.values():
             template.close()
         self._templates.clear()
@@ -250,6 +254,10 @@ class Pool:
             program = [sys.executable, "-m", "processor_runtime.template", "3"]
             os.posix_spawn(sys.executable, program, os.environ, file_actions=inherit)
         self._adopt(ours)
+
+    def _orphan(self, mode: str) -> None:
+        for worker in [worker for worker in self._workers.values() if worker.mode == mode]:
+            worker.orphaned()
 
     # workers
 

@@ -121,6 +121,7 @@ class Worker:
             if not (self._interrupted and isinstance(exc, Cancelled | asyncio.CancelledError)):
                 failure = self._failed(exc)
         self._context = None
+        context.end()
         interrupted = self._interrupted and failure is None
         return {
             "error": failure and failure.words(),
@@ -175,8 +176,6 @@ class Worker:
         raise Cancelled
 
     def _emit(self, inside: bytes) -> None:
-        if self._context is None:
-            raise RuntimeError("this execution has ended: a context serves one run(context) only")
         self._send(ipc.EVENT, inside)
         if self._waiting and threading.current_thread() is threading.main_thread():
             self._waiting = False
@@ -188,8 +187,6 @@ class Worker:
 
     def _writer(self, spool: Spool) -> Callable[[str, Content], None]:
         def write(path: str, content: Content) -> None:
-            if self._context is None:
-                raise RuntimeError("this execution has ended: a context serves one run(context) only")
             self._send(ipc.OUTPUT, orjson.dumps(spool.write(path, content)))
 
         return write

@@ -136,6 +136,11 @@ class Worker(asyncio.Protocol):
             self.resume()
             asyncio.get_running_loop().call_later(CHANNEL_WAIT_S, self.finish)
 
+    def orphaned(self) -> None:
+        """The template is gone: nobody will tell the exit status."""
+        if self._channel_ended:
+            self.finish()
+
     def finish(self) -> None:
         """Let the execution know, once."""
         if self._finished:
