@@ -172,7 +172,7 @@ class SubcommandCommand(BaseCommand):  # type: ignore[misc]
         status = self._stop.status if self._stop and isinstance(failed.error, Cancelled) else failed.returncode
         if "--json" in argv and not self._lost:
             try:
-                self._write(self.stdout, json.dumps(failed.document) + "\n")
+                self._write(self.stdout, _line(failed.document))
             except _ReaderGone as exc:
                 return exc.status
             except StorageFailed as full:
@@ -204,7 +204,7 @@ class SubcommandCommand(BaseCommand):  # type: ignore[misc]
     def emit(self, result: Result) -> None:
         """Print one result now, the document with --json and the text without."""
         if self._json:
-            self._write(self.stdout, json.dumps(result.document, allow_nan=False) + "\n")
+            self._write(self.stdout, _line(result.document))
             return
         text = result.text() if callable(result.text) else result.text
         if text is None:
@@ -287,6 +287,11 @@ class SubcommandCommand(BaseCommand):  # type: ignore[misc]
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stdout.fileno())
         os.close(nowhere)
+
+
+def _line(document: Mapping[str, Any]) -> str:
+    """A document as --json prints it: an envelope's line is byte for byte the stored receipt."""
+    return json.dumps(document, separators=(",", ":"), allow_nan=False) + "\n"
 
 
 @contextmanager
