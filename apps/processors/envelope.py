@@ -95,11 +95,11 @@ def _sorted(outputs: tuple[Output, ...]) -> list[dict[str, Any]]:
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
-    """An envelope or index as it is printed and stored: one line of ASCII, without the line's end.
+    """An envelope or index as it is stored: byte for byte what --json prints, without the line's end.
 
-    ASCII, so that a terminal's encoding never makes the printed line differ from the receipt.
+    ASCII alone, so that no terminal's encoding can make the two differ.
     """
-    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return json.dumps(document, allow_nan=False).encode("ascii")
 
 
 def new_execution_id() -> str:

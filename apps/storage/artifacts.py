@@ -139,7 +139,7 @@ class Artifacts:
             document = {name: envelope[name] for name in ("schema", "execution_id", "ref", "outputs")}
         except (KeyError, TypeError, OutputInvalid) as exc:
             raise OutputExists(f"{self.locate(RECEIPT)} is not a receipt", hint=self._move_it()) from exc
-        return json.dumps(document, separators=(",", ":")).encode()
+        return json.dumps(document).encode()
 
     def _verify(self, path: str, digest: str, size_bytes: int, mime: str) -> None:
         where = key(self.prefix, str(path).removeprefix(self.prefix))

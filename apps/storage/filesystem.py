@@ -29,7 +29,7 @@ _WORDS: Final = {
     errno.EACCES: ("permission denied", f"give yourself permission to write there, or {_ELSEWHERE}"),
     errno.EPERM: ("operation not permitted", f"give yourself permission to write there, or {_ELSEWHERE}"),
     errno.EIO: ("its disk reports an error", f"look at the kernel's log (dmesg), or {_ELSEWHERE}"),
-    errno.ENOENT: ("a folder on the way to it is gone", "run again: each run makes the root anew"),
+    errno.ENOENT: ("a folder on the way to it is not there", f"run again, or {_ELSEWHERE}"),
     errno.ENOTDIR: ("a part of that path is not a folder", f"move what is in the way, or {_ELSEWHERE}"),
     errno.EEXIST: ("a part of that path is not a folder", f"move what is in the way, or {_ELSEWHERE}"),
     errno.EXDEV: ("another filesystem is mounted below the root", f"unmount it, or {_ELSEWHERE}"),

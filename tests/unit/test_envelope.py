@@ -3,14 +3,17 @@ import re
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 
 import pytest
 from processor_runtime.protocol import EXECUTION_ID
 
 from apps.errors import TimedOut
 from apps.processors.envelope import Envelope, Meta, Output, encode, index_document, new_execution_id, now
+from apps.processors.management.commands._base import Result, SubcommandCommand
 
 DIGEST = "sha256:" + "0" * 64
+ANY_OPTIONS = {"verbosity": 1, "no_color": True, "force_color": False}
 PREFIX = "/artifacts/outputs/llm-litellm-v1/019/"
 USAGE = Output(PREFIX + "usage.json", DIGEST, 7, "application/json")
 TEXT = Output(PREFIX + "text/response.txt", DIGEST, 42, "text/plain")
@@ -34,15 +37,26 @@ SUCCESS = Envelope("019", "llm/litellm@1", META, (USAGE, TEXT), PREFIX + "output
 
 def test_a_success_has_the_contracts_shape_and_order() -> None:
     assert encode(SUCCESS.document()).decode() == (
-        '{"schema":1,"status":"success","execution_id":"019","ref":"llm/litellm@1",'
-        f'"outputs":[{{"path":"{PREFIX}text/response.txt","digest":"{DIGEST}","size_bytes":42,"mime":"text/plain"}},'
-        f'{{"path":"{PREFIX}usage.json","digest":"{DIGEST}","size_bytes":7,"mime":"application/json"}}],'
-        f'"index_path":"{PREFIX}outputs.json",'
-        '"meta":{"adapter":"local","engine":"docker","mode":"mock",'
-        f'"image_digest":"{DIGEST}","spec_digest":"{DIGEST}","inputs_digest":"{DIGEST}",'
-        '"secrets_present":["OPENAI_API_KEY"],"storage":"filesystem","transfer":"relay","isolation":"container",'
-        '"started_at":"2026-11-22T10:00:00.000Z","duration_ms":1234,"runtime_version":"1.0.0"}}'
+        '{"schema": 1, "status": "success", "execution_id": "019", "ref": "llm/litellm@1", "outputs": ['
+        f'{{"path": "{PREFIX}text/response.txt", "digest": "{DIGEST}", "size_bytes": 42, "mime": "text/plain"}}, '
+        f'{{"path": "{PREFIX}usage.json", "digest": "{DIGEST}", "size_bytes": 7, "mime": "application/json"}}], '
+        f'"index_path": "{PREFIX}outputs.json", '
+        '"meta": {"adapter": "local", "engine": "docker", "mode": "mock", '
+        f'"image_digest": "{DIGEST}", "spec_digest": "{DIGEST}", "inputs_digest": "{DIGEST}", '
+        '"secrets_present": ["OPENAI_API_KEY"], "storage": "filesystem", "transfer": "relay", '
+        '"isolation": "container", "started_at": "2026-11-22T10:00:00.000Z", "duration_ms": 1234, '
+        '"runtime_version": "1.0.0"}}'
     )
+
+
+def test_what_is_stored_is_what_json_prints() -> None:
+    odd = replace(SUCCESS, outputs=(replace(TEXT, path=PREFIX + "grüße 😀"),)).document()
+    stdout = StringIO()
+
+    command = SubcommandCommand(stdout=stdout)
+    command.handle(**ANY_OPTIONS, json=True, run=lambda _: Result(odd))
+
+    assert stdout.getvalue().encode() == encode(odd) + b"\n"
 
 
 def test_an_error_has_error_and_partial_outputs_in_the_place_of_outputs_and_index() -> None:

@@ -525,7 +525,7 @@ def test_a_root_that_vanished_is_said(backend: FilesystemBackend, root: Path) ->
     (root / ".tmp").rmdir()
     root.rmdir()
 
-    with pytest.raises(StorageFailed, match="is gone"):
+    with pytest.raises(StorageFailed, match="is not there"):
         backend.create("a", mime="")
 
 
