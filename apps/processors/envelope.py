@@ -99,7 +99,7 @@ def encode(document: Mapping[str, Any]) -> bytes:
 
     ASCII alone, so that no terminal's encoding can make the two differ.
     """
-    return json.dumps(document, allow_nan=False).encode("ascii")
+    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def new_execution_id() -> str:

@@ -102,6 +102,15 @@ class Artifacts:
             )
         return self._backend.create(where, mime=mime)
 
+    def holds(self, path: str, digest: str, size_bytes: int) -> bool:
+        """Whether the output `path` is stored with these very bytes: read and hashed. Raises StorageFailed."""
+        where = key(self.prefix, path)
+        found = self._backend.stat(where)
+        if found is None or found.size_bytes != size_bytes:
+            return False
+        with self._backend.open(where) as file:
+            return f"sha256:{_sha256(file)}" == digest
+
     def finish(self, index: bytes, receipt: bytes) -> None:
         """Write receipt and index, once all outputs are stored. Raises OutputExists, StorageFailed."""
         self._store({RECEIPT: receipt, INDEX: index})
@@ -135,20 +144,13 @@ class Artifacts:
         envelope = json.loads(receipt)
         try:
             for output in envelope["outputs"]:
-                self._verify(**output)
+                if not self.holds(output["path"].removeprefix(self.prefix), output["digest"], output["size_bytes"]):
+                    text = f"{self.locate(RECEIPT)} names {output['path']}, which is not there as it says"
+                    raise OutputExists(text, hint=self._move_it())
             document = {name: envelope[name] for name in ("schema", "execution_id", "ref", "outputs")}
         except (KeyError, TypeError, OutputInvalid) as exc:
             raise OutputExists(f"{self.locate(RECEIPT)} is not a receipt", hint=self._move_it()) from exc
-        return json.dumps(document).encode()
-
-    def _verify(self, path: str, digest: str, size_bytes: int, mime: str) -> None:
-        where = key(self.prefix, str(path).removeprefix(self.prefix))
-        found = self._backend.stat(where)
-        if found and found.size_bytes == size_bytes:
-            with self._backend.open(where) as file:
-                if f"sha256:{_sha256(file)}" == digest:
-                    return
-        raise OutputExists(f"{self.locate(RECEIPT)} names {path}, which is not there as it says", hint=self._move_it())
+        return json.dumps(document, separators=(",", ":")).encode()
 
     def _store(self, documents: dict[str, bytes]) -> None:
         """Commit `documents` in their order. All are written before the first appears: most of what can fail,

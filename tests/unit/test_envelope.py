@@ -37,15 +37,15 @@ SUCCESS = Envelope("019", "llm/litellm@1", META, (USAGE, TEXT), PREFIX + "output
 
 def test_a_success_has_the_contracts_shape_and_order() -> None:
     assert encode(SUCCESS.document()).decode() == (
-        '{"schema": 1, "status": "success", "execution_id": "019", "ref": "llm/litellm@1", "outputs": ['
-        f'{{"path": "{PREFIX}text/response.txt", "digest": "{DIGEST}", "size_bytes": 42, "mime": "text/plain"}}, '
-        f'{{"path": "{PREFIX}usage.json", "digest": "{DIGEST}", "size_bytes": 7, "mime": "application/json"}}], '
-        f'"index_path": "{PREFIX}outputs.json", '
-        '"meta": {"adapter": "local", "engine": "docker", "mode": "mock", '
-        f'"image_digest": "{DIGEST}", "spec_digest": "{DIGEST}", "inputs_digest": "{DIGEST}", '
-        '"secrets_present": ["OPENAI_API_KEY"], "storage": "filesystem", "transfer": "relay", '
-        '"isolation": "container", "started_at": "2026-11-22T10:00:00.000Z", "duration_ms": 1234, '
-        '"runtime_version": "1.0.0"}}'
+        '{"schema":1,"status":"success","execution_id":"019","ref":"llm/litellm@1","outputs":['
+        f'{{"path":"{PREFIX}text/response.txt","digest":"{DIGEST}","size_bytes":42,"mime":"text/plain"}},'
+        f'{{"path":"{PREFIX}usage.json","digest":"{DIGEST}","size_bytes":7,"mime":"application/json"}}],'
+        f'"index_path":"{PREFIX}outputs.json",'
+        '"meta":{"adapter":"local","engine":"docker","mode":"mock",'
+        f'"image_digest":"{DIGEST}","spec_digest":"{DIGEST}","inputs_digest":"{DIGEST}",'
+        '"secrets_present":["OPENAI_API_KEY"],"storage":"filesystem","transfer":"relay",'
+        '"isolation":"container","started_at":"2026-11-22T10:00:00.000Z","duration_ms":1234,'
+        '"runtime_version":"1.0.0"}}'
     )
 
 
