@@ -212,7 +212,6 @@ class _Execution:
             duration_ms=meta.get("duration_ms"),
             isolation=", ".join(filter(None, isolation)),
         )
-        self._known.stored.sort(key=lambda output: output.path)
         if completed.error is not None:
             error = from_words(completed.error)
             if self.signal == signal.SIGTERM and isinstance(error, Cancelled):
@@ -229,14 +228,22 @@ class _Execution:
         self._artifacts.finish(encode(index_document(envelope)), encode(envelope.document()))
         return envelope
 
-    def _agree(self, outputs: list[dict[str, Any]]) -> None:
-        told = {(each.get("path"), each.get("digest")) for each in outputs}
-        have = {(output.path.removeprefix(self._known.write_prefix), output.digest) for output in self._known.stored}
-        if told != have:
-            raise UploadFailed(
-                "the processor's list of outputs is not what was stored",
-                details={"listed": sorted(map(str, told)), "stored": sorted(map(str, have))},
-            )
+    def _agree(self, listed: list[dict[str, Any]]) -> None:
+        """Hold the processor's list against what is stored.
+
+        An execution that ended before, for a controller that was killed, comes back with its list alone: its
+        outputs were stored then, and are read to be sure.
+        """
+        have = {output.path: output for output in self._known.stored}
+        for output in listed:
+            path = self._known.write_prefix + output["path"]
+            found = have.pop(path, None)
+            if found is None and self._artifacts.holds(output["path"], output["digest"], output["size_bytes"]):
+                self._known.stored.append(Output(path, output["digest"], output["size_bytes"], output["mime"]))
+            elif found is None or found.digest != output["digest"]:
+                raise UploadFailed(f"{path} is not stored as the processor says", details={"path": path})
+        if have:
+            raise UploadFailed(f"{min(have)} is stored, and not in the processor's list", details={"path": min(have)})
 
 
 def _event_document(event: protocol.Event) -> dict[str, Any]:

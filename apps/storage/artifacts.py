@@ -144,7 +144,8 @@ class Artifacts:
         envelope = json.loads(receipt)
         try:
             for output in envelope["outputs"]:
-                if not self.holds(output["path"].removeprefix(self.prefix), output["digest"], output["size_bytes"]):
+                path = str(output["path"]).removeprefix(self.prefix)
+                if not self.holds(path, output["digest"], output["size_bytes"]):
                     text = f"{self.locate(RECEIPT)} names {output['path']}, which is not there as it says"
                     raise OutputExists(text, hint=self._move_it())
             document = {name: envelope[name] for name in ("schema", "execution_id", "ref", "outputs")}
