@@ -56,9 +56,7 @@ def read(
         _refuse_state(root, context, dockerfile, ignore)
         digest = _digest(context, dockerfile, ignore, base)
     except OSError as exc:
-        raise BuildFailed(
-            f"{exc.filename} can't be read: {exc.strerror}", hint=f"ls -l {exc.filename}"
-        ) from exc
+        raise BuildFailed(f"{exc.filename} can't be read: {exc.strerror}", hint=f"ls -l {exc.filename}") from exc
     revision, created = _last_commit(root, context, dockerfile, ignore, environment)
     return Source(digest, revision, created)
 

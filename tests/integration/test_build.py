@@ -348,6 +348,30 @@ def test_a_base_that_only_this_machine_has_is_used(engine: Engine, root: Path) -
     assert engine.inspect(second.image)["RootFS"]["Layers"][: len(first)] == first
 
 
+@only_classic
+def test_the_docker_context_in_effect_decides_where_images_go(engine: Engine, root: Path, tmp_path: Path) -> None:
+    host = engine.environment["DOCKER_HOST"]
+    engine.environment["DOCKER_CONFIG"] = str(tmp_path / "config")
+    del engine.environment["DOCKER_HOST"]
+    engine.docker("context", "create", "second", "--docker", f"host={host}")
+    engine.docker("context", "use", "second")
+
+    [image] = engine.build(root, engine.builder(BUILDX_BUILDER="another"))
+
+    assert image.digest is None  # the default context's engine would know one
+
+
+@only_containerd
+@pytest.mark.parametrize("variable", ["SOURCE_DATE_EPOCH=5", "DOCKER_DEFAULT_PLATFORM=linux/arm64"])
+def test_the_callers_variables_change_no_image(engine: Engine, root: Path, variable: str) -> None:
+    before = engine.build(root)
+
+    name, _, value = variable.partition("=")
+    engine.environment[name] = value
+
+    assert engine.build(root) == before
+
+
 # failures
 
 

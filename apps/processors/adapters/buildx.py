@@ -127,7 +127,7 @@ class BuildxBuilder:
         if request.base and request.base.context:
             contexts[_familiar(request.base.name)] = request.base.context
         return [
-            "--builder=default",  # the docker driver of the context in effect: its images are in the engine
+            f"--builder={self._store.builder}",
             "--progress=plain",
             "--provenance=false",  # attestations would make an index of one platform's image
             "--sbom=false",
@@ -149,8 +149,8 @@ class BuildxBuilder:
         """(digest, name that means this digest to BuildKit) of `reference`."""
         if "@" in reference:
             return reference.partition("@")[2], reference
-        words = ("buildx", "imagetools", "inspect", "--builder", "default", reference, "--format", "{{json .Manifest}}")
-        found = self._docker(*words)
+        builder = f"--builder={self._store.builder}"
+        found = self._docker("buildx", "imagetools", "inspect", builder, reference, "--format", "{{json .Manifest}}")
         if found.status == 0:
             digest = str(json.loads(found.stdout)["digest"])
             return digest, f"{_repository(reference)}@{digest}"
@@ -195,14 +195,17 @@ class _Store:
     containerd: bool
     """The containerd image store, where an image's id is its manifest digest; else the classic one."""
     buildx: bool
+    builder: str
+    """The one with the docker driver, which leaves images in the engine: it has the name of the docker context."""
 
     @classmethod
     def read(cls, info: Mapping[str, Any]) -> "_Store":
         status = info.get("DriverStatus") or ()
-        plugins = (info.get("ClientInfo") or {}).get("Plugins") or ()
+        client = info.get("ClientInfo") or {}
         return cls(
             containerd=["driver-type", "io.containerd.snapshotter.v1"] in [list(pair) for pair in status],
-            buildx=any(plugin.get("Name") == "buildx" for plugin in plugins),
+            buildx=any(plugin.get("Name") == "buildx" for plugin in client.get("Plugins") or ()),
+            builder=client.get("Context") or "default",
         )
 
 
