@@ -218,6 +218,15 @@ def test_an_output_is_found_and_read_by_its_path(place: Artifacts, root: Path) -
         assert file.read() == b"{}"
 
 
+def test_a_stored_output_is_told_from_one_that_is_not(place: Artifacts, root: Path) -> None:
+    put(place, "a", b"hello")
+
+    assert place.holds("a", digest_of(b"hello"), 5)
+    assert not place.holds("a", digest_of(b"hellO"), 5)
+    assert not place.holds("a", digest_of(b"hello"), 6)
+    assert not place.holds("b", digest_of(b"hello"), 5)
+
+
 def test_nothing_precedes_the_first_run(place: Artifacts) -> None:
     assert place.previous(MINE) is None
 
