@@ -66,7 +66,7 @@ def read(text: str) -> Marked:
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
         place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        problem = (exc.problem or "something else").removeprefix("found ")
+        problem = f"an error {exc.context or ''}".rstrip() + f": {exc.problem}"
         raise Unreadable("well-formed YAML", problem, place) from exc
     except yaml.YAMLError as exc:
         raise Unreadable("well-formed YAML", str(exc).splitlines()[0], (1, 1)) from exc

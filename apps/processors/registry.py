@@ -68,6 +68,7 @@ def load_all(root: Path) -> list[ProcessorSpec]:
     findings: list[Finding] = []
     for path in _files(root):
         try:
+            _refuse_link(root, path)
             found.append(_read(root, path, _ref_of_folder(root, path)))
         except _Wrong as exc:
             findings += exc.findings
@@ -94,7 +95,7 @@ def _error(findings: list[Finding]) -> InvalidRegistry:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Every registry.yaml below registry/, misplaced ones too."""
+    """Every registry.yaml below registry/, misplaced ones and links to folders elsewhere too."""
     registry = root / "registry"
     if not registry.is_dir():
         raise _error([_of_file(root, registry, "a folder", "nothing")])
@@ -106,16 +107,14 @@ def _below(folder: Path, registry: Path, *, depth: int) -> Iterator[Path]:
         names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     for name in names:
         path = folder / name
-        if name == FILE_NAME:
+        if name == FILE_NAME or _leads_out(path, registry):
             yield path
-        elif depth < 4 and path.is_dir() and _resolved(path).is_relative_to(registry):
+        elif depth < 4 and path.is_dir():
             yield from _below(path, registry, depth=depth + 1)
-        elif path.is_symlink() and path.is_dir():
-            yield path / FILE_NAME  # leads out: reading it says so
 
 
-def _resolved(path: Path) -> Path:
-    return Path(os.path.realpath(path))
+def _leads_out(path: Path, registry: Path) -> bool:
+    return path.is_symlink() and path.is_dir() and not Path(os.path.realpath(path)).is_relative_to(registry)
 
 
 def _ref_of_folder(root: Path, path: Path) -> ProcessorRef:
@@ -163,9 +162,8 @@ def _text(root: Path, path: Path) -> str:
 def _bytes(root: Path, path: Path) -> bytes:
     """At most one byte more than allowed, of a regular file inside registry/."""
     try:
+        _refuse_link(root, path)
         real = path.resolve(strict=True)
-        if not real.is_relative_to((root / "registry").resolve()):
-            raise _Wrong(_of_file(root, path, "a file inside registry/", "a link that leads out of it"))
         # Without waiting: opening a FIFO would hang until somebody writes to it.
         with open(os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -177,6 +175,11 @@ def _bytes(root: Path, path: Path) -> bytes:
     except (OSError, RuntimeError) as exc:  # RuntimeError: a loop of links, before Python 3.13
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         raise _Wrong(_of_file(root, path, "a readable file", f"({reason})")) from exc
+
+
+def _refuse_link(root: Path, path: Path) -> None:
+    if not Path(os.path.realpath(path)).is_relative_to((root / "registry").resolve()):
+        raise _Wrong(_of_file(root, path, "a file inside registry/", "a link that leads out of it"))
 
 
 def _of_file(root: Path, path: Path, expected: str, found: str) -> Finding:
