@@ -27,6 +27,12 @@ def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
     assert [str(target) for target in _targets(page) if not target.is_file()] == []
 
 
+def test_the_index_names_every_page() -> None:
+    index = PROJECT / "docs" / "index.md"
+
+    assert sorted({*_targets(index), index}) == sorted({*PAGES, index} - {PROJECT / "README.md"})
+
+
 def test_the_readmes_command_table_has_every_subcommand() -> None:
     table = re.findall(r"^\| `(\w+ctl) ([a-z-]+)` \|", (PROJECT / "README.md").read_text(), re.MULTILINE)
 
