@@ -22,6 +22,7 @@ from apps.errors import (
 from apps.processors import images, inputs, registry, runs
 from apps.processors.adapters.base import Engine
 from apps.processors.containers import difference, last_words, of_ref
+from apps.processors.door import Door, Unreachable
 from apps.processors.envelope import Meta, new_execution_id
 from apps.processors.reference import Platform, ProcessorRef
 from apps.processors.spec import ProcessorSpec
@@ -112,7 +113,7 @@ def _run(
         raise _not_started(spec.ref)
     engine = engine_of(record.engine)
     known.learn(engine=engine.name, isolation=engine.isolation, image_digest=record.image_digest)
-    door = runs.Door(
+    door = Door(
         f"ws://127.0.0.1:{record.port}{protocol.PATH}", {"Authorization": f"Bearer {state.token(spec.ref) or ''}"}
     )
 
@@ -122,7 +123,7 @@ def _run(
 
     try:
         envelope = runs.execute(request, door, known=known, artifacts=place, identify=identify, on_event=on_event)
-    except runs.Unreachable as exc:
+    except Unreachable as exc:
         raise _why(exc, spec.ref, engine, accepted=known.accepted) from exc
     return Ran(envelope.document(), place)
 
@@ -210,7 +211,7 @@ def _refuse_drift(
         )
 
 
-def _why(lost: runs.Unreachable, ref: ProcessorRef, engine: Engine, *, accepted: bool) -> OperationError:
+def _why(lost: Unreachable, ref: ProcessorRef, engine: Engine, *, accepted: bool) -> OperationError:
     """What the engine says of a container that does not answer."""
     found = of_ref(engine, ref)
     container = found[0] if found else None
