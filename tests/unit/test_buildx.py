@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from apps.errors import BuildFailed, ConfigurationError, EngineFailed, OperationError
-from apps.processors.adapters import build_secrets
+from apps.processors.adapters import build_secrets, buildx
 from apps.processors.adapters.base import BuildRequest
 from apps.processors.adapters.buildx import BuildxBuilder
 from apps.processors.reference import AMD64, ProcessorRef
@@ -104,6 +104,27 @@ def test_the_engine_is_asked_before_the_registry(docker: Docker) -> None:
         docker.builder().base("python:3.13-slim")
 
     assert [call.split()[0] for call in docker.calls()] == ["info"]
+
+
+def test_an_engine_that_does_not_come_back_is_an_error_of_the_engine(
+    docker: Docker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buildx, "ANSWER_S", 0.2)
+    (docker.folder / "docker").write_text("#!/bin/sh\nexec sleep 60\n")
+
+    with pytest.raises(EngineFailed, match=r"docker info did not answer within 0\.2 s"):
+        docker.builder().base("python:3.13-slim")
+
+
+def test_an_image_that_is_gone_after_its_build_is_not_reported(docker: Docker, request_: BuildRequest) -> None:
+    (docker.folder / "docker").write_text(
+        f"#!/bin/sh\n[ $1 = info ] && exec cat {docker.folder}/info.out\n"
+        "for word; do case $word in --metadata-file=*) "
+        f"""echo '{{"containerimage.digest": "{DIGEST}"}}' > "${{word#*=}}"; exit 0;; esac; done; exit 1\n"""
+    )
+
+    with pytest.raises(EngineFailed, match=f"no image {DIGEST} after building it"):
+        docker.builder().build(request_, progress=lambda line: None)
 
 
 @pytest.mark.parametrize(

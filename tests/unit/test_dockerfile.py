@@ -56,6 +56,7 @@ def test_the_base_is_the_image_of_the_last_stage(text: str, name: str, written: 
     ("text", "line", "words"),
     [
         ("ARG V\n\nFROM python:$V\n", 3, "variable without a default"),
+        ('ARG V="3\nFROM python:$V\n', 2, "variable without a default"),
         ("FROM python:${TARGETARCH}\n", 1, "variable without a default"),
         ("FROM one\nFROM two AS\n", 2, "malformed"),
         ("FROM one two\n", 1, "malformed"),
