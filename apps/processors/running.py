@@ -157,18 +157,16 @@ def _default_inputs(spec: ProcessorSpec, mode: str) -> dict[str, Any]:
 def _same_execution(receipt: bytes, known: runs.Known) -> dict[str, Any]:
     """The receipt of this very execution, when it was asked for the same thing."""
     try:
-        envelope = json.loads(receipt)
-        meta = envelope["meta"]
-        then = (meta["mode"], meta["inputs_digest"])
+        envelope: dict[str, Any] = json.loads(receipt)
+        then = {"ref": envelope["ref"], **{name: envelope["meta"][name] for name in ("mode", "inputs_digest")}}
     except (ValueError, KeyError, TypeError) as exc:
         raise StorageFailed(f"the receipt under {known.write_prefix} is damaged: {exc}") from exc
-    if then != (known.meta.mode, known.meta.inputs_digest):
+    if then != {"ref": known.ref, "mode": known.meta.mode, "inputs_digest": known.meta.inputs_digest}:
         raise ExecutionConflict(
-            f"execution {known.execution_id} ran already, with other inputs or in another mode",
+            f"execution {known.execution_id} ran already, of another ref, with other inputs or in another mode",
             hint="use another --execution-id, or leave it out",
-            details={"mode": then[0], "inputs_digest": then[1]},
+            details=then,
         )
-    assert isinstance(envelope, dict)  # noqa: S101  it was indexed by names
     return envelope
 
 

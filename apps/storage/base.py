@@ -58,10 +58,6 @@ class StorageBackend(Protocol):
         """None when absent. Raises StorageFailed."""
         ...
 
-    def any_under(self, prefix: str) -> bool:
-        """Whether any object's key starts with `prefix` (which ends with a slash)."""
-        ...
-
     def locate(self, key: str) -> str:
         """Where a person finds the object: a path, or a URL of the bucket."""
         ...

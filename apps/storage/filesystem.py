@@ -80,15 +80,6 @@ class FilesystemBackend:
         with _failures(self.root / key), self._opened(key) as file:
             return ObjectStat(os.fstat(file.fileno()).st_size, None) if file else None
 
-    def any_under(self, prefix: str) -> bool:
-        segments = keys.split(prefix.removesuffix("/"))
-        with _failures(self.root / prefix):
-            try:
-                with self.folder(segments) as folder:
-                    return _holds_files(folder)
-            except FileNotFoundError:
-                return False
-
     def locate(self, key: str) -> str:
         return f"{self.root}/{key}"
 
@@ -211,20 +202,6 @@ class FileWriter:
                     raise _taken(self._path) from exc
             # Also for an object that was there: its writer may have been killed before this line.
             durable.sync(folder)
-
-
-def _holds_files(folder: int) -> bool:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.is_dir(follow_symlinks=False):
-                return True
-            inner = os.open(entry.name, durable.FOLDER | os.O_NOFOLLOW, dir_fd=folder)
-            try:
-                if _holds_files(inner):
-                    return True
-            finally:
-                os.close(inner)
-    return False
 
 
 def _obstacle(name: str, parent: int, path: Path) -> OperationError:

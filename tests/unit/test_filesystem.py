@@ -156,7 +156,6 @@ def test_a_linked_folder_is_not_followed(backend: FilesystemBackend, root: Path,
         lambda: backend.read("a/secret", limit_bytes=99),
         lambda: backend.open("a/secret"),
         lambda: backend.stat("a/secret"),
-        lambda: backend.any_under("a/"),
     ):
         with pytest.raises(StorageFailed, match="symbolic link"):
             use()
@@ -307,7 +306,6 @@ def test_nothing_is_visible_before_commit(backend: FilesystemBackend) -> None:
     writer.write(b"bytes")
 
     assert backend.stat("a/b") is None
-    assert not backend.any_under("a/")
     writer.abort()
 
 
@@ -357,7 +355,6 @@ def test_no_descriptor_is_left_open(either: FilesystemBackend, root: Path) -> No
             put(either, key, b"other")
         with pytest.raises((OutputExists, StorageFailed)):
             either.read(key, limit_bytes=0)
-    either.any_under("a/")
     either.check()
 
     assert os.listdir("/proc/self/fd") == before
@@ -559,7 +556,6 @@ def test_what_is_absent_reads_as_none(backend: FilesystemBackend, tmp_path: Path
     for place in (backend, nowhere):
         assert place.read("a/b", limit_bytes=1) is None
         assert place.stat("a/b") is None
-        assert not place.any_under("a/")
         with pytest.raises(StorageFailed, match="not there"):
             place.open("a/b")
 
@@ -581,17 +577,6 @@ def test_an_object_tells_its_size_and_its_bytes(backend: FilesystemBackend) -> N
     assert (found.size_bytes, found.digest) == (5, None)
     with backend.open("a/b") as file:
         assert file.read() == b"12345"
-
-
-def test_any_under_sees_objects_at_any_depth_and_no_empty_folder(backend: FilesystemBackend, root: Path) -> None:
-    (root / "a" / "empty" / "deep").mkdir(parents=True)
-    assert not backend.any_under("a/")
-
-    put(backend, "a/b/c/d", b"")
-
-    assert backend.any_under("a/")
-    assert backend.any_under("a/b/")
-    assert not backend.any_under("a/empty/")
 
 
 # select
