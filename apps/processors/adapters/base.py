@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from apps.processors.reference import ImageReference, Platform, ProcessorRef
 
@@ -87,6 +87,8 @@ class Engine(Protocol):
     """What a container of this engine is kept apart by, in a word: container or host-process."""
     gives_digests: bool
     """Whether images have OCI digests here; where not, pins are ignored."""
+    shares_files: bool
+    """Whether a path of this machine is the same file inside: the caller's CA settings mean something there."""
 
     def platform(self) -> Platform:
         """The platform that images run on without emulation."""
@@ -197,4 +199,85 @@ class ImageBuilder(Protocol):
 
     def build(self, request: BuildRequest, *, progress: Progress) -> list[BuiltImage]:
         """Build for `request.platforms`. Raises BuildFailed with the last lines, EngineFailed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteManifest:
+    """A manifest or an index, as a registry has it. Its bytes were hashed: `digest` is true."""
+
+    repository: str
+    digest: str
+    media_type: str
+    document: Mapping[str, Any]
+    size_bytes: int
+    """Of the document itself."""
+
+    @property
+    def is_index(self) -> bool:
+        return "manifests" in self.document
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Something that belongs to an image and is stored beside it: one blob under an OCI artifact manifest."""
+
+    artifact_type: str
+    """E.g. application/vnd.cyclonedx+json."""
+    data: bytes
+    annotations: Mapping[str, str]
+
+
+class ImageRegistry(Protocol):
+    """An OCI registry. Every call is bounded in time.
+
+    Every method raises Unauthorized (it asks for a login, or the login does not allow it) and ImageRegistryFailed
+    (it does not answer, breaks off, answers nonsense, or sends bytes that are not of the digest asked for).
+    Source: https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md
+    """
+
+    def check_push(self, repository: str) -> None:
+        """Find out whether we may write there, before any byte of an image moves. Raises PushFailed (read-only)."""
+        ...
+
+    def manifest(self, repository: str, reference: str) -> RemoteManifest | None:
+        """What a tag or digest names there; None when nothing."""
+        ...
+
+    def platform(self, manifest: RemoteManifest) -> Platform | None:
+        """The platform of an image's manifest, by its config; None for an index and for one we do not build for."""
+        ...
+
+    def blob(self, repository: str, digest: str, *, limit_bytes: int) -> bytes:
+        """A small blob whole, its digest checked."""
+        ...
+
+    def put_blob(self, repository: str, data: bytes) -> str:
+        """Store a small blob (once) and return its digest. Raises PushFailed."""
+        ...
+
+    def put_manifest(self, repository: str, reference: str, document: bytes, *, media_type: str) -> str:
+        """Store a manifest or an index under a tag or its digest, return its digest. Raises PushFailed."""
+        ...
+
+    def attach(self, subject: RemoteManifest, artifact: Artifact) -> str:
+        """Store `artifact` as a referrer of `subject`, under the fallback tag too where the registry has no
+        referrers API; returns the digest of its manifest. The same artifact again is stored once. Raises PushFailed.
+        """
+        ...
+
+    def attached(self, repository: str, digest: str, *, artifact_type: str) -> list[str]:
+        """Digests of the manifests of that type that refer to `digest`."""
+        ...
+
+
+class ImagePusher(Protocol):
+    """The engine, sending an image that it has."""
+
+    def push(self, image: str, repository: str, tag: str, *, progress: Progress) -> None:
+        """Tag the local `image` (as its builder named it) and send it; layers that are there are not sent again.
+
+        `progress` hears of bytes, rate and time left, at most once a second. No progress for 60 s is a failure.
+        Raises PushFailed, Unauthorized, ImageRegistryFailed, ImageNotFound, EngineFailed.
+        """
         ...
