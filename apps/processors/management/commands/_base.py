@@ -34,7 +34,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO, TextIOWrapper
 from typing import Any, Final, NoReturn
@@ -43,6 +43,8 @@ from django.core.management.base import BaseCommand, OutputWrapper
 
 from apps.errors import Cancelled, OperationError, StorageFailed
 from apps.processors.management.commands._arguments import Failed, Parser, version
+
+__all__ = ["Failed", "Parser", "Result", "SubcommandCommand"]
 
 _COLOURS: Final = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33}
 _LOG_LEVELS: Final = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
@@ -157,7 +159,7 @@ class SubcommandCommand(BaseCommand):  # type: ignore[misc]
             options = vars(self.create_parser(argv[0], argv[1]).parse_args(argv[2:]))
         except SystemExit:  # --help, --version
             with _failures():
-                self._write(self.stdout, "")
+                self._write("")
             raise
         logging.basicConfig(level=_LOG_LEVELS[options["verbosity"]], format="%(name)s: %(message)s")
         self.execute(**options)
@@ -172,7 +174,7 @@ class SubcommandCommand(BaseCommand):  # type: ignore[misc]
         status = self._stop.status if self._stop and isinstance(failed.error, Cancelled) else failed.returncode
         if "--json" in argv and not self._lost:
             try:
-                self._write(self.stdout, _line(failed.document))
+                self._write(_line(failed.document))
             except _ReaderGone as exc:
                 return exc.status
             except StorageFailed as full:
@@ -204,12 +206,15 @@ class SubcommandCommand(BaseCommand):  # type: ignore[misc]
     def emit(self, result: Result) -> None:
         """Print one result now, the document with --json and the text without."""
         if self._json:
-            self._write(self.stdout, _line(result.document))
+            self._write(_line(result.document))
             return
         text = result.text() if callable(result.text) else result.text
         if text is None:
             text = self.outline(result.document)
-        self._write(self.stderr if result.stderr else self.stdout, text + result.ending)
+        if result.stderr:
+            self._say(text, ending=result.ending)
+        else:
+            self._write(text + result.ending)
 
     def note(self, text: str) -> None:
         """A line for people about what happens: progress, notes. Silent with -q."""
@@ -264,34 +269,37 @@ class SubcommandCommand(BaseCommand):  # type: ignore[misc]
         if error.hint:
             self._say(f"{self.paint('hint:', 'dim', stderr=True)} {error.hint}")
 
-    def _say(self, text: str) -> None:
-        with suppress(OSError):  # nobody reads stderr: what happens does not change
-            self.stderr.write(f"{text}\n", ending="")
-            self.stderr.flush()
-
-    def _write(self, stream: OutputWrapper, text: str) -> None:
+    def _say(self, text: str, *, ending: str = "\n") -> None:
         try:
-            stream.write(text, ending="")
-            stream.flush()
+            self.stderr.write(text + ending, ending="")
+            self.stderr.flush()
+        except OSError:  # nobody reads it: what happens does not change
+            _drop(self.stderr)
+
+    def _write(self, text: str) -> None:
+        try:
+            self.stdout.write(text, ending="")
+            self.stdout.flush()
         except BrokenPipeError:
-            self._drop_stdout()
+            _drop(self.stdout)
             self._stop = _ReaderGone()
             raise self._stop from None
         except OSError as exc:
-            self._drop_stdout()
+            _drop(self.stdout)
+            self._lost = True
             raise StorageFailed(f"stdout can't be written: {exc.strerror or exc}") from exc
-
-    def _drop_stdout(self) -> None:
-        """Let what is still in the buffer go nowhere: the interpreter's own flush at exit would complain again."""
-        self._lost = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.stdout.fileno())
-        os.close(nowhere)
 
 
 def _line(document: Mapping[str, Any]) -> str:
     """A document as --json prints it: an envelope's line is byte for byte the stored receipt."""
     return json.dumps(document, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def _drop(stream: OutputWrapper) -> None:
+    """Let what is still in the buffer go nowhere: the interpreter's own flush at exit would complain again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 @contextmanager

@@ -4,8 +4,7 @@ import argparse
 from typing import Any, NoReturn
 
 from apps.errors import UsageError
-from apps.processors.management.commands._arguments import Parser
-from apps.processors.management.commands._base import SubcommandCommand
+from apps.processors.management.commands._base import Parser, SubcommandCommand
 
 
 class Command(SubcommandCommand):

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from apps.errors import InvalidRegistry
-from apps.processors.management.commands._arguments import Parser
-from apps.processors.management.commands._base import Result, SubcommandCommand
+from apps.processors.management.commands._base import Parser, Result, SubcommandCommand
 
 
 class Command(SubcommandCommand):
