@@ -1,0 +1,67 @@
+"""What a start may cost: no command imports what it does not use."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.shell import PROJECT, Shell
+
+# Nothing of this is ever needed to start: Django's web half, the SDKs, and what an unrelated package may drag in.
+NEVER = {
+    *("django.urls", "django.http", "django.db.models", "django.forms", "django.template", "django.views"),
+    *("django.utils.log", "django.core.mail", "sqlparse", "docker", "requests", "urllib3", "boto3", "botocore"),
+    *("minio", "modal", "grpc", "rich", "jsonschema", "referencing", "rpds", "attr", "python_socks"),
+}
+NOT_FOR_WORDS = {"yaml", "websockets", "jsonschema_rs", "rfc8785", "apps.storage.select"}
+
+COMMANDS = ("processorctl", "localctl", "modalctl")
+
+
+def modules(folder: Path, cli: Shell, *words: str) -> tuple[int, set[str]]:
+    """Exit status and loaded modules of `manage.py WORDS…`."""
+    found = folder / "modules.json"
+    manage = PROJECT / "manage.py"
+    script = (
+        "import atexit, json, pathlib, runpy, sys\n"
+        f"atexit.register(lambda: pathlib.Path({str(found)!r}).write_text(json.dumps(sorted(sys.modules))))\n"
+        f"sys.argv[0], sys.path[0] = {str(manage)!r}, {str(PROJECT)!r}\n"
+        f"runpy.run_path({str(manage)!r}, run_name='__main__')\n"
+    )
+    argv = [sys.executable, "-c", script, *words]
+    done = subprocess.run(argv, cwd=cli.root, env=cli.environment(), capture_output=True, timeout=60)
+    return done.returncode, set(json.loads(found.read_text()))
+
+
+def services(loaded: set[str]) -> set[str]:
+    ours = {name for name in loaded if name.startswith(("apps.processors.", "apps.storage.", "processor_runtime."))}
+    return {name for name in ours if not name.startswith(("apps.processors.management", "processor_runtime.codes"))}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("words", [("--help",), (), ("frobnicate", "--json"), ("--frobnicate",)])
+def test_help_and_usage_errors_import_no_library_and_no_service(
+    tmp_path: Path, cli: Shell, command: str, words: tuple[str, ...]
+) -> None:
+    status, loaded = modules(tmp_path, cli, command, *words)
+
+    assert status == (0 if words == ("--help",) else 2)
+    assert loaded & (NEVER | NOT_FOR_WORDS) == set()
+    assert services(loaded) == set()
+
+
+def test_list_imports_no_library_but_the_registrys(tmp_path: Path, cli: Shell) -> None:
+    status, loaded = modules(tmp_path, cli, "processorctl", "list", "--json")
+
+    assert status == 0
+    assert "apps.processors.registry" in loaded
+    assert loaded & (NEVER | {"websockets"}) == set()
+
+
+def test_a_run_that_fails_early_imports_no_library_of_later_steps(tmp_path: Path, cli: Shell) -> None:
+    status, loaded = modules(tmp_path, cli, "localctl", "run", "--ref", "llm/litellm@1", "--inputs-json", "{")
+
+    assert status == 65
+    assert loaded & NEVER == set()
