@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from apps.errors import ConfigurationError, EngineFailed, NotStarted, OperationError, UsageError
-from apps.processors import images
 from apps.processors.adapters.base import Container, Engine, LogLine, Progress
 from apps.processors.atomic import write_text
 from apps.processors.reference import Platform, ProcessorRef
+from apps.processors.selection import difference, select
 from apps.processors.spec import ProcessorSpec
 from apps.processors.state import ContainerRecord, LocalState
 
@@ -217,7 +217,7 @@ def _drift(
 ) -> dict[str, str] | None:
     try:
         spec = spec_of(ref)
-        selection = images.select(
+        selection = select(
             spec,
             Platform.parse(container.labels.get("theory.platform", "")),
             builds=state.builds(ref),
@@ -233,15 +233,6 @@ def _drift(
         selection=selection,
         spec_now=spec.spec_digest,
     )
-
-
-def difference(*, image: str, spec: str, selection: images.Selection, spec_now: str) -> dict[str, str] | None:
-    """Running and selected digest of the first thing that differs, image before spec; None without drift."""
-    if image != selection.digest:
-        return {"of": "image", "running": image, "selected": selection.digest}
-    if spec != spec_now:
-        return {"of": "spec", "running": spec, "selected": spec_now}
-    return None
 
 
 def log_file(state: LocalState, ref: ProcessorRef) -> Path:

@@ -13,10 +13,11 @@ from apps.errors import (
     MissingSecret,
     RuntimeFailed,
 )
-from apps.processors import environment, images
+from apps.processors import environment
 from apps.processors.adapters.base import Container, Engine, Launch, NameTaken, PortTaken, Progress
 from apps.processors.containers import Warn, keep_logs, last_words, log_file, of_ref, probe, retire
 from apps.processors.reference import Platform, ProcessorRef
+from apps.processors.selection import Selection, select
 from apps.processors.spec import ProcessorSpec
 from apps.processors.state import ContainerRecord, LocalState
 
@@ -29,7 +30,7 @@ class Started:
     engine: str
     isolation: str
     container: Container
-    selection: images.Selection
+    selection: Selection
     port: int
     secrets: tuple[str, ...]
     reused: bool
@@ -101,7 +102,7 @@ def start(
     platform = asked.platform or engine.platform()
     with state.changing(spec.ref):
         _refuse_second_engine(spec.ref, others)
-        selection = images.select(
+        selection = select(
             spec, platform, builds=state.builds(spec.ref), engine=engine.name, gives_digests=engine.gives_digests
         )
         for note in selection.notes:
@@ -123,7 +124,7 @@ class _Wanted:
     """What should run: every difference to it means a new container."""
 
     spec: ProcessorSpec
-    selection: images.Selection
+    selection: Selection
     secrets: Mapping[str, str]
     secrets_hmac: str
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import rfc8785
 from processor_runtime import protocol
@@ -19,17 +19,19 @@ from apps.errors import (
     OperationError,
     StorageFailed,
 )
-from apps.processors import images, inputs, registry, runs
-from apps.processors.adapters.base import Engine
-from apps.processors.containers import difference, last_words, of_ref
+from apps.processors import engines, inputs, registry, runs
 from apps.processors.door import Door, Unreachable
 from apps.processors.envelope import Meta, new_execution_id
 from apps.processors.reference import Platform, ProcessorRef
+from apps.processors.selection import difference, select
 from apps.processors.spec import ProcessorSpec
 from apps.processors.state import ContainerRecord, LocalState
 from apps.settings import Settings
 from apps.storage import artifacts
 from apps.storage.base import StorageBackend
+
+if TYPE_CHECKING:
+    from apps.processors.adapters.base import Engine
 
 SHOWN_BYTES: Final = 64 * 1024
 
@@ -74,7 +76,7 @@ def run(
     settings: Settings,
     state: LocalState,
     storage: Callable[[Settings], StorageBackend],
-    engine_of: Callable[[str], Engine],
+    engine_of: "Callable[[str], Engine]",
     on_event: runs.EventSink,
 ) -> Ran:
     """One execution in the ref's container; an execution that a complete prefix already names is given back.
@@ -95,7 +97,7 @@ def _run(
     settings: Settings,
     state: LocalState,
     storage: Callable[[Settings], StorageBackend],
-    engine_of: Callable[[str], Engine],
+    engine_of: "Callable[[str], Engine]",
     on_event: runs.EventSink,
 ) -> Ran:
     spec = registry.load(settings.root, ProcessorRef.parse(asked.ref))
@@ -111,20 +113,21 @@ def _run(
     record = state.container(spec.ref)
     if record is None:
         raise _not_started(spec.ref)
-    engine = engine_of(record.engine)
-    known.learn(engine=engine.name, isolation=engine.isolation, image_digest=record.image_digest)
+    known.learn(
+        engine=record.engine, isolation=engines.traits(record.engine).isolation, image_digest=record.image_digest
+    )
     door = Door(
         f"ws://127.0.0.1:{record.port}{protocol.PATH}", {"Authorization": f"Bearer {state.token(spec.ref) or ''}"}
     )
 
     def identify(hello: protocol.Hello) -> None:
         _refuse_stranger(hello, spec)
-        _refuse_drift(hello, spec, asked, record, state, engine)
+        _refuse_drift(hello, spec, asked, record, state)
 
     try:
         envelope = runs.execute(request, door, known=known, artifacts=place, identify=identify, on_event=on_event)
     except Unreachable as exc:
-        raise _why(exc, spec.ref, engine, accepted=known.accepted) from exc
+        raise _why(exc, spec.ref, engine_of(record.engine), accepted=known.accepted) from exc
     return Ran(envelope.document(), place)
 
 
@@ -188,15 +191,14 @@ def _refuse_drift(
     asked: Asked,
     record: ContainerRecord,
     state: LocalState,
-    engine: Engine,
 ) -> None:
     platform = asked.platform or Platform.parse(record.platform)
-    selection = images.select(
+    selection = select(
         spec,
         platform,
         builds=state.builds(spec.ref),
-        engine=engine.name,
-        gives_digests=engine.gives_digests,
+        engine=record.engine,
+        gives_digests=engines.traits(record.engine).gives_digests,
     )
     found = difference(image=hello.image_digest, spec=hello.spec_digest, selection=selection, spec_now=spec.spec_digest)
     if found is not None:
@@ -209,8 +211,10 @@ def _refuse_drift(
         )
 
 
-def _why(lost: Unreachable, ref: ProcessorRef, engine: Engine, *, accepted: bool) -> OperationError:
+def _why(lost: Unreachable, ref: ProcessorRef, engine: "Engine", *, accepted: bool) -> OperationError:
     """What the engine says of a container that does not answer."""
+    from apps.processors.containers import last_words, of_ref  # a run that goes well needs no engine
+
     found = of_ref(engine, ref)
     container = found[0] if found else None
     if container is not None and container.state == "running":

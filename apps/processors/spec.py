@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import rfc8785
 
 from apps.errors import InvalidReference
-from apps.processors.adapters.base import Limits
 from apps.processors.reference import PLATFORMS, ImageReference, Platform, ProcessorRef
 from apps.processors.schemas import Path as Steps
 from apps.processors.schemas import SchemaError, Validator, Violation, compile_schema, violations
+
+if TYPE_CHECKING:
+    from apps.processors.adapters.base import Limits
 
 GIB: Final = 1024**3
 MAX_SPEC_BYTES: Final = 96 * 1024  # it travels in one environment variable, of which Linux takes 128 KiB
@@ -24,7 +26,7 @@ SPEC_KEYS: Final = ("ref", "runtime", "secrets", "inputs", "outputs")
 
 # What an engine or Modal sets, what storage is reached with, and what decides how a process starts.
 _RESERVED = re.compile(
-    r"PORT|PATH|HOME|TMPDIR|USER|HOSTNAME|STORAGE_BACKEND|(?:THEORY|AWS|MINIO|ARTIFACTS|MODAL|LD)_.*|PYTHON.*"
+    r"PORT|PATH|HOME|TMPDIR|TZ|LANG|LC_ALL|USER|HOSTNAME|OMP_NUM_THREADS|STORAGE_BACKEND|(?:THEORY|AWS|MINIO|ARTIFACTS|MODAL|LD)_.*|PYTHON.*"
     r"|(?:HTTPS?|NO|ALL)_PROXY|SSL_CERT_(?:FILE|DIR)|(?:REQUESTS|CURL)_CA_BUNDLE"
 )
 
@@ -41,7 +43,9 @@ class Runtime:
     concurrency: int
     gpu: str | None
 
-    def limits(self) -> Limits:
+    def limits(self) -> "Limits":
+        from apps.processors.adapters.base import Limits  # only an engine asks: a run need not load its values
+
         return Limits(self.cpu, int(self.memory_gb * GIB), int(self.scratch_gb * GIB), self.gpu)
 
 

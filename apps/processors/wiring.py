@@ -2,12 +2,15 @@
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from apps.processors.adapters.base import Engine, ImageBuilder
 from apps.processors.state import LocalState
 from apps.settings import Settings
 from apps.storage import select
 from apps.storage.base import StorageBackend
+
+if TYPE_CHECKING:
+    from apps.processors.adapters.base import Engine, ImageBuilder
 
 
 def root_id(root: Path) -> str:
@@ -19,7 +22,7 @@ def state(settings: Settings) -> LocalState:
     return LocalState(settings.state)
 
 
-def engine(settings: Settings, name: str | None = None) -> Engine:
+def engine(settings: Settings, name: str | None = None) -> "Engine":
     """The engine called `name`, by default the one that LOCAL_ENGINE names."""
     if (name or settings.engine) == "process":
         from apps.processors.adapters.host import HostEngine
@@ -30,7 +33,7 @@ def engine(settings: Settings, name: str | None = None) -> Engine:
     return DockerEngine(root_id(settings.root), environment=settings.environment)
 
 
-def engines(settings: Settings) -> list[Engine]:
+def engines(settings: Settings) -> "list[Engine]":
     """The chosen engine, then every other that this checkout has something on."""
     used = {record.engine for record in state(settings).containers().values()}
     if (settings.state / "processes").is_dir():
@@ -38,7 +41,7 @@ def engines(settings: Settings) -> list[Engine]:
     return [engine(settings, name) for name in (settings.engine, *sorted(used - {settings.engine}))]
 
 
-def builder(settings: Settings) -> ImageBuilder:
+def builder(settings: Settings) -> "ImageBuilder":
     """What makes images for the chosen engine."""
     if settings.engine == "process":
         from apps.processors.adapters.host_build import HostBuilder

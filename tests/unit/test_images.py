@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from apps.errors import BuildFailed, ConfigurationError, ImageNotFound
-from apps.processors import images
+from apps.processors import images, selection
 from apps.processors.adapters.base import BaseImage, BuildRequest, BuiltImage, Progress
 from apps.processors.reference import AMD64, ARM64, PLATFORMS, ImageReference, Platform, ProcessorRef
+from apps.processors.selection import Selection
 from apps.processors.spec import Build, ProcessorSpec, Runtime, Secrets
 from apps.processors.state import BuildRecord, LocalState
 from apps.settings import Settings
@@ -53,10 +54,8 @@ def record(*, pin: ImageReference | None = None, platform: Platform = AMD64, eng
 
 def select(
     pin: ImageReference | None, builds: tuple[BuildRecord, ...], *, forced: str | None = None, engine: str = "docker"
-) -> images.Selection:
-    return images.select(
-        spec(amd64=pin), AMD64, builds=builds, engine=engine, gives_digests=engine == "docker", forced=forced
-    )
+) -> Selection:
+    return selection.select(spec(amd64=pin), AMD64, builds=builds, engine=engine, gives_digests=engine == "docker", forced=forced)
 
 
 # which image runs: pin now, pin when it was built ("-": no build), forced → what is taken
@@ -122,14 +121,14 @@ def test_a_choice_that_surprises_nobody_has_no_notes(
 
 def test_builds_and_pins_of_another_platform_do_not_count() -> None:
     with pytest.raises(ImageNotFound):
-        images.select(spec(arm64=ONE), AMD64, builds=(record(platform=ARM64),), engine="docker", gives_digests=True)
+        selection.select(spec(arm64=ONE), AMD64, builds=(record(platform=ARM64),), engine="docker", gives_digests=True)
 
 
 def test_each_platform_has_its_own_choice() -> None:
     both = spec(amd64=ONE, arm64=TWO)
     builds = (record(platform=AMD64, pin=ONE), record(platform=ARM64, pin=ONE))
 
-    chosen = [images.select(both, p, builds=builds, engine="docker", gives_digests=True).source for p in PLATFORMS]
+    chosen = [selection.select(both, p, builds=builds, engine="docker", gives_digests=True).source for p in PLATFORMS]
 
     assert chosen == ["build", "pin"]
 
@@ -299,7 +298,9 @@ def test_each_platform_is_recorded_with_the_pin_that_stands(build: Build_, state
 def test_what_was_just_built_is_what_is_selected(build: Build_, state: LocalState, root: Path) -> None:
     build(Builder(), amd64=ONE)
 
-    chosen = images.select(spec(root, amd64=ONE), AMD64, builds=state.builds(REF), engine="docker", gives_digests=True)
+    chosen = selection.select(
+        spec(root, amd64=ONE), AMD64, builds=state.builds(REF), engine="docker", gives_digests=True
+    )
 
     assert chosen.source == "build"
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from apps.errors import ConfigurationError, ImageNotFound, OperationError, UsageError
+from apps.processors import engines
 from apps.processors.adapters import docker_confinement, docker_logs, docker_pull
 from apps.processors.adapters.base import Container, Launch, LogLine, Progress
 from apps.processors.adapters.docker_client import TIMEOUT_S, DockerClient
@@ -29,10 +30,7 @@ _SPARE_LOG_ENTRIES: Final = 256
 class DockerEngine:
     """Containers as confined as Docker makes them; `docker_confinement` says how."""
 
-    name = "docker"
-    isolation = "container"
-    gives_digests = True
-    shares_files = False
+    name, isolation, gives_digests, shares_files = engines.DOCKER
 
     def __init__(self, root_id: str, *, environment: Mapping[str, str]) -> None:
         """Connects to nothing yet.

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from apps.errors import ConfigurationError, EngineFailed, ImageNotFound, ImagePullFailed, TimedOut, UsageError
+from apps.processors import engines
 from apps.processors.adapters import command, host_log, host_shim
 from apps.processors.adapters.base import Container, Launch, LogLine, NameTaken, PortTaken, Progress
 from apps.processors.adapters.host_process import SETTLE_S, Record, container_of, sweep, until
@@ -54,10 +55,7 @@ def interpreter(venv: Path) -> Path | None:
 class HostEngine:
     """An Engine without containers. It keeps processors apart from the caller's environment, not from its files."""
 
-    name = "process"
-    isolation = "host-process"
-    gives_digests = False
-    shares_files = True
+    name, isolation, gives_digests, shares_files = engines.PROCESS
 
     def __init__(self, folder: Path, root_id: str) -> None:
         """`folder`: code/.theory of the checkout; `root_id`: what label theory.root says."""
