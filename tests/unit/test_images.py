@@ -55,7 +55,9 @@ def record(*, pin: ImageReference | None = None, platform: Platform = AMD64, eng
 def select(
     pin: ImageReference | None, builds: tuple[BuildRecord, ...], *, forced: str | None = None, engine: str = "docker"
 ) -> Selection:
-    return selection.select(spec(amd64=pin), AMD64, builds=builds, engine=engine, gives_digests=engine == "docker", forced=forced)
+    return selection.select(
+        spec(amd64=pin), AMD64, builds=builds, engine=engine, gives_digests=engine == "docker", forced=forced
+    )
 
 
 # which image runs: pin now, pin when it was built ("-": no build), forced → what is taken
