@@ -64,12 +64,9 @@ def read(text: str) -> Marked:
         for event in yaml.parse(text, Loader=yaml.CSafeLoader):
             reader.take(event)
     except yaml.MarkedYAMLError as exc:
-        mark = exc.problem_mark or exc.context_mark
-        place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        mark = exc.problem_mark
         problem = f"an error {exc.context or ''}".rstrip() + f": {exc.problem}"
-        raise Unreadable("well-formed YAML", problem, place) from exc
-    except yaml.YAMLError as exc:
-        raise Unreadable("well-formed YAML", str(exc).splitlines()[0], (1, 1)) from exc
+        raise Unreadable("well-formed YAML", problem, (mark.line + 1, mark.column + 1) if mark else (1, 1)) from exc
     if not reader.documents:
         raise Unreadable("a document", "an empty file", (1, 1))
     return Marked(reader.root, reader.values, reader.keys)

@@ -26,7 +26,8 @@ SPEC_KEYS: Final = ("ref", "runtime", "secrets", "inputs", "outputs")
 
 # What an engine or Modal sets, what storage is reached with, and what decides how a process starts.
 _RESERVED = re.compile(
-    r"PORT|PATH|HOME|TMPDIR|TZ|LANG|LC_ALL|USER|HOSTNAME|OMP_NUM_THREADS|STORAGE_BACKEND|(?:THEORY|AWS|MINIO|ARTIFACTS|MODAL|LD)_.*|PYTHON.*"
+    r"PORT|PATH|HOME|TMPDIR|TZ|LANG|LC_ALL|USER|HOSTNAME|OMP_NUM_THREADS|PYTHON.*|LD_.*"
+    r"|(?:THEORY|AWS|MINIO|ARTIFACTS|MODAL)_.*|STORAGE_BACKEND"
     r"|(?:HTTPS?|NO|ALL)_PROXY|SSL_CERT_(?:FILE|DIR)|(?:REQUESTS|CURL)_CA_BUNDLE"
 )
 

@@ -15,7 +15,17 @@ class Command(SubcommandCommand):
 
     def add_arguments(self, parser: Parser) -> None:
         subparsers = self.subparsers(parser)
-        for method in (self.answer, self.stream, self.fail, self.fail_run, self.bug, self.wait, self.run, self.say):
+        for method in (
+            self.answer,
+            self.stream,
+            self.fail,
+            self.fail_run,
+            self.bug,
+            self.wait,
+            self.run,
+            self.say,
+            self.aside,
+        ):
             examples = ("{prog} " + method.__name__, "X=1 {prog} " + method.__name__ + " --json")
             self.subcommand(subparsers, method, help="try it", examples=examples).add_argument("--ref")
 
@@ -69,6 +79,13 @@ class Command(SubcommandCommand):
         self.warn("a warning")
         text = self.table(("REF", "é"), [("llm/x@1", 1), ("a", "→ \udcff")])
         return Result({"said": "→"}, self.paint(text, "green"))
+
+    def aside(self, options: dict[str, Any]) -> list[Result]:
+        return [
+            Result({"n": 1}, "to stderr", stderr=True),
+            Result({"n": 2}, "to stdout"),
+            Result({"n": 3}, "", ending=""),
+        ]
 
 
 if __name__ == "__main__":

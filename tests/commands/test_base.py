@@ -100,6 +100,13 @@ def test_many_results_are_told_as_each_says() -> None:
     assert shell("stream").stdout == "<0><1><2>"
 
 
+def test_a_result_may_be_told_on_stderr_and_is_a_document_on_stdout() -> None:
+    told, documents = shell("aside", "-q"), shell("aside", "-q", "--json")
+
+    assert (told.stdout, told.stderr) == ("to stdout\n", "to stderr\n")
+    assert (documents.stdout, documents.stderr) == ('{"n":1}\n{"n":2}\n{"n":3}\n', "")
+
+
 def test_each_result_can_be_read_before_the_next_is_made(spawn: Any) -> None:
     process = spawn("run", "--json")
 

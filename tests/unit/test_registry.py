@@ -491,3 +491,12 @@ def test_any_value_of_any_key_is_a_spec_or_invalid(
 def _load_or_refuse(root: Path) -> None:
     with suppress(InvalidRegistry):
         assert registry.load(root, REF).ref == REF
+
+
+def test_the_example_of_the_page_is_good(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "registry.md").read_text()
+    example = page.split("```yaml\n")[1].split("```")[0]
+
+    write(tmp_path, example, ProcessorRef("llm", "litellm", 1))
+
+    assert registry.check(tmp_path) == 1

@@ -42,7 +42,7 @@ from typing import Any, Final, NoReturn
 from django.core.management.base import BaseCommand, OutputWrapper
 
 from apps.errors import Cancelled, OperationError, StorageFailed
-from apps.processors.management.commands._arguments import Failed, Parser, version
+from apps.processors.management.commands._arguments import Failed, Parser
 
 __all__ = ["Failed", "Parser", "Result", "SubcommandCommand"]
 
@@ -116,9 +116,6 @@ class SubcommandCommand(BaseCommand):  # type: ignore[misc]
         parser.set_examples(examples)
         parser.set_defaults(run=run)
         return parser
-
-    def get_version(self) -> str:
-        return version()
 
     # From call to result
 
