@@ -1,4 +1,4 @@
-"""LocalState over code/.theory/: ports, run tokens, containers, builds. One JSON file each, replaced whole.
+"""LocalState over code/.theory/: ports, run tokens, containers, builds, pushes. One JSON file each, replaced whole.
 
 State is the truth for `run`; `start`, `stop` and `status` ask the engine and repair it.
 """
@@ -9,7 +9,7 @@ import json
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -32,7 +32,7 @@ class BuildRecord:
     tag: str
     source_digest: str
     digest: str | None
-    """Manifest digest, None where the image store does not know it before a push."""
+    """Manifest digest; None where the image store does not know it, until a push has told."""
     image: str
     """What `Engine.launch` takes."""
     image_id: str
@@ -45,6 +45,42 @@ class BuildRecord:
     def identity(self) -> str:
         """The digest that a container of this build reports."""
         return self.digest or self.image_id
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """All that a container of this build may report: one that was started before the first push has the id."""
+        return tuple(dict.fromkeys((self.identity, self.image_id)))
+
+
+@dataclass(frozen=True, slots=True)
+class PushedImage:
+    """One platform of a push, as the image registry has it."""
+
+    platform: str
+    digest: str
+    """Of its manifest."""
+    provenance: str | None
+    """Digest of the attestation's manifest; None without one."""
+    sbom: str | None
+    """Digest of the manifest that refers to the image; None without one."""
+    size_bytes: int
+    """What a machine fetches that has nothing of it: config and layers, compressed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushRecord:
+    """The newest push of a ref."""
+
+    repository: str
+    tag: str
+    index: str
+    """Its digest."""
+    images: tuple[PushedImage, ...]
+    pushed_at: str
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Self:
+        return cls(**{**document, "images": tuple(PushedImage(**each) for each in document["images"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +190,25 @@ class LocalState:
         def change(entries: dict[str, Any]) -> dict[str, Any]:
             old = [each for each in entries.get(str(ref), []) if (each["engine"], each["platform"]) not in replaced]
             return {**entries, str(ref): old + new}
+
+        self._change("builds.json", "builds", change)
+
+    # pushes
+
+    def push(self, ref: ProcessorRef) -> PushRecord | None:
+        """The newest push of the ref from this checkout."""
+        found = self._entries("pushes.json", "pushes").get(str(ref))
+        return PushRecord.read(found) if found else None
+
+    def record_push(self, ref: ProcessorRef, record: PushRecord) -> None:
+        self._change("pushes.json", "pushes", lambda entries: {**entries, str(ref): asdict(record)})
+
+    def record_digest(self, ref: ProcessorRef, record: BuildRecord, digest: str) -> None:
+        """Remember the manifest digest that a push gave to the build `record`; a newer build is left alone."""
+        old, new = asdict(record), asdict(replace(record, digest=digest))
+
+        def change(entries: dict[str, Any]) -> dict[str, Any]:
+            return {**entries, str(ref): [new if each == old else each for each in entries.get(str(ref), [])]}
 
         self._change("builds.json", "builds", change)
 

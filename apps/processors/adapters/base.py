@@ -271,10 +271,21 @@ class ImageRegistry(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What a push did."""
+
+    digest: str
+    """Of the image's manifest, as the engine says."""
+    layers: frozenset[str]
+    """The first 12 hex digits of each layer that had to be sent whole: of its digest in the registry (containerd
+    store, the config counts as one) or of the digest of what is in it (classic store)."""
+
+
 class ImagePusher(Protocol):
     """The engine, sending an image that it has."""
 
-    def push(self, image: str, repository: str, tag: str, *, progress: Progress) -> None:
+    def push(self, image: str, repository: str, tag: str, *, progress: Progress) -> Sent:
         """Tag the local `image` (as its builder named it) and send it; layers that are there are not sent again.
 
         `progress` hears of bytes, rate and time left, at most once a second. No progress for 60 s is a failure.
