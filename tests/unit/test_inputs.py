@@ -89,6 +89,13 @@ def test_a_closed_stdin_is_invalid() -> None:
         inputs.read(None, None, "-", caller=HERE, stdin=None)
 
 
+def test_a_stdin_that_can_not_be_read_is_invalid(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)  # as `0>out` gives one
+
+    with open(descriptor, "rb") as stdin, pytest.raises(InvalidInputs, match="stdin can't be read: Bad file"):
+        inputs.read(None, None, "-", caller=HERE, stdin=stdin)
+
+
 # what can't be read
 
 
