@@ -11,12 +11,14 @@ from apps.errors import (
     EngineFailed,
     ImageNotFound,
     ImagePullFailed,
+    ImageRegistryFailed,
     OperationError,
+    PushFailed,
     RuntimeFailed,
     Unauthorized,
 )
 from apps.processors.adapters.base import NameTaken, PortTaken
-from apps.processors.adapters.docker_errors import Conflict, Gone, pull_failure, translate
+from apps.processors.adapters.docker_errors import Conflict, Gone, pull_failure, push_failure, translate
 from apps.processors.reference import ImageReference
 
 URL = "unix:///var/run/docker.sock"
@@ -148,3 +150,54 @@ def test_a_failed_pull_becomes_the_error_that_it_means(text: str, error: type[Op
 
 def test_a_refused_pull_names_the_login_to_make() -> None:
     assert pull_failure("unauthorized", IMAGE).hint == "docker login ghcr.io"
+
+
+HEX = "403405507" * 7 + "e"
+PUT = f"PUT request to https://ghcr.io/v2/org/image/blobs/uploads/405?digest=sha256%3A{HEX}"
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("push access denied, repository does not exist or may require authorization: authorization failed: no basic "
+         "auth credentials", Unauthorized),
+        ("server message: insufficient_scope: authorization failed", Unauthorized),
+        ("denied: requested access to the resource is denied", Unauthorized),
+        ("unauthorized: authentication required", Unauthorized),
+        (f"unexpected status from {PUT}: 403 Forbidden", Unauthorized),
+        (f"unexpected status from {PUT}: 405 Method Not Allowed", PushFailed),
+        ("unsupported: The operation is unsupported.", PushFailed),
+        (f"unexpected status from {PUT}: 507 Insufficient Storage", PushFailed),
+        (f"unexpected status from {PUT}: 500 Internal Server Error", PushFailed),
+        (f'failed to do request: Put "https://ghcr.io/v2/org/image/manifests/sha256:{HEX}": EOF', ImageRegistryFailed),
+        ('failed to do request: Put "https://ghcr.io/v2/": write tcp: write: connection reset by peer',
+         ImageRegistryFailed),
+        ('failed to do request: Head "https://ghcr.io/v2/": dial tcp 127.0.0.1:1: connect: connection refused',
+         ImageRegistryFailed),
+        ('Get "https://ghcr.io/v2/": net/http: TLS handshake timeout', ImageRegistryFailed),
+        ('Get "https://ghcr.io/v2/": x509: certificate signed by unknown authority', ImageRegistryFailed),
+        ("http: server gave HTTP response to HTTPS client", ImageRegistryFailed),
+        ("received unexpected HTTP status: 500 Internal Server Error", PushFailed),
+    ],
+)  # fmt: skip
+def test_a_failed_push_becomes_the_error_that_it_means(text: str, error: type[OperationError]) -> None:
+    found = push_failure(text, IMAGE.repository)
+
+    assert type(found) is error
+    assert found.message == f"can't push to {IMAGE.repository}: {text}"
+    assert found.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("unauthorized: authentication required", "docker login ghcr.io"),
+        ("x509: certificate signed by unknown authority", "/etc/docker/certs.d/ghcr.io/ca.crt"),
+        ("http: server gave HTTP response to HTTPS client", "insecure-registries"),
+        ("unexpected status: 507 Insufficient Storage", "make room at ghcr.io"),
+        ("405 Method Not Allowed", "PROCESSOR_REPOSITORY_PREFIX"),
+        ("unexpected EOF", "the same command again sends only what is missing"),
+    ],
+)
+def test_the_hint_of_a_failed_push_says_what_to_do(text: str, hint: str) -> None:
+    assert hint in push_failure(text, IMAGE.repository).hint

@@ -1,9 +1,19 @@
 """What a Docker Engine's failures mean. The only reader of its prose: dockerd, containerd and podman differ in it."""
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
-from apps.errors import EngineFailed, ImageNotFound, ImagePullFailed, OperationError, RuntimeFailed, Unauthorized
+from apps.errors import (
+    EngineFailed,
+    ImageNotFound,
+    ImagePullFailed,
+    ImageRegistryFailed,
+    OperationError,
+    PushFailed,
+    RuntimeFailed,
+    Unauthorized,
+)
 from apps.processors.adapters.base import NameTaken, PortTaken
 from apps.processors.adapters.docker_endpoint import unreachable
 from apps.processors.reference import ImageReference
@@ -18,6 +28,10 @@ _NO_IMAGE: Final = (
 _BAD_COMMAND: Final = ("oci runtime", "failed to create task", "failed to create shim", "executable file not found")
 _NETWORK: Final = ("dial tcp", "no such host", "connection refused", "timeout", "tls:", "x509", "toomanyrequests")
 _REFUSED: Final = ("unauthorized", "authorization failed", "authentication required", "denied", "no basic auth", "403")
+_BROKEN_OFF: Final = ("eof", "connection reset", "broken pipe", "closed network connection", "no route to host")
+_READ_ONLY: Final = ("405", "method not allowed", "unsupported", "read-only", "readonly")
+_FULL: Final = ("no space left", "507", "insufficient storage", "quota", "disk full")
+_URL: Final = re.compile(r"https?://\S+|sha256:[0-9a-f]+")
 _NO_MANIFEST: Final = ("not found", "unknown", "no match for platform", "no matching manifest", "does not exist")
 
 
@@ -94,3 +108,25 @@ def pull_failure(text: str, image: ImageReference) -> OperationError:
     if any(words in prose for words in _NO_MANIFEST):
         return ImageNotFound(message, hint=f"see what is there: docker buildx imagetools inspect {image.repository}")
     return ImagePullFailed(message, hint=f"try: docker pull {image}")
+
+
+def push_failure(text: str, repository: str) -> OperationError:
+    """The error for what the engine said of a push, in its answer or amid the progress."""
+    host = repository.partition("/")[0]
+    prose = _URL.sub("", text.lower())  # a digest may hold 405
+    message = f"can't push to {repository}: {text}"
+    if any(words in prose for words in _FULL):
+        return PushFailed(message, hint=f"make room at {host}; the same command again sends only what is missing")
+    if "server gave http response to https client" in prose:
+        return ImageRegistryFailed(message, hint=f"name {host} in insecure-registries of the engine's daemon.json")
+    if "x509" in prose:
+        hint = f"give the engine the registry's CA: /etc/docker/certs.d/{host}/ca.crt"
+        return ImageRegistryFailed(message, hint=hint)
+    if any(words in prose for words in (*_NETWORK, *_BROKEN_OFF)):
+        hint = f"is {host} reachable from the engine? the same command again sends only what is missing"
+        return ImageRegistryFailed(message, hint=hint)
+    if any(words in prose for words in _REFUSED):
+        return Unauthorized(message, hint=f"docker login {host}")
+    if any(words in prose for words in _READ_ONLY):
+        return PushFailed(message, hint=f"{host} takes no pushes: another place is PROCESSOR_REPOSITORY_PREFIX")
+    return PushFailed(message, hint="the same command again sends only what is missing")
