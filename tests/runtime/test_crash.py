@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -170,7 +170,8 @@ def test_a_handler_past_its_time_ends_however_it_resists(runtime: Runtime, what:
     assert runtime.run(inputs={"what": "quick"}).text == "quick"
 
 
-def test_an_exception_keeps_the_worker_and_shows_the_handlers_lines(runtime: Runtime) -> None:
+def test_an_exception_keeps_the_worker_and_shows_the_handlers_lines(start_runtime: Callable[..., Runtime]) -> None:
+    runtime = start_runtime(HANDLER, runtime={"concurrency": 1})
     before = runtime.run(inputs={"what": "pid"}).text
 
     error = runtime.run(inputs={"what": "raise"}).error

@@ -284,7 +284,8 @@ def test_a_leftover_thread_does_not_reach_the_next_execution(start_runtime: Call
 
 
 def test_a_context_is_dead_after_its_run(start_runtime: Callable[..., Runtime]) -> None:
-    runtime = start_runtime("""
+    runtime = start_runtime(
+        """
         kept = []
 
         def run(context):
@@ -294,7 +295,9 @@ def test_a_context_is_dead_after_its_run(start_runtime: Callable[..., Runtime]) 
                 except RuntimeError as exc:
                     context.token(str(exc))
             kept.append(context)
-    """)
+        """,
+        runtime={"concurrency": 1},
+    )
     runtime.run()
 
     assert runtime.run().text == "this execution has ended: a context serves one run(context) only"

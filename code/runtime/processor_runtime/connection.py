@@ -200,3 +200,4 @@ class Client:
         if self._execution is not None:
             self._execution.go_on()
             self._execution.cancel("client")
+        self._execution = self._connection.client = None  # else they wait for the garbage collector, events and all

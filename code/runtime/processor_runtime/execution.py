@@ -80,11 +80,7 @@ class Execution:
         self._outputs: list[dict[str, Any]] = []
         self._outputs_bytes = 0
         self._folder = home.spool_folder(self)
-        self._uploads = Uploads(self.id, self._folder, client, stored=self._stored, failed=self.stop)
-
-    @property
-    def uploads(self) -> Uploads:
-        return self._uploads
+        self.uploads = Uploads(self.id, self._folder, client, stored=self._stored, failed=self.stop)
 
     @property
     def done(self) -> bool:
@@ -113,7 +109,7 @@ class Execution:
         if self.failure is not None or self.done:
             return
         self.failure, self._by = failure, by
-        self._uploads.abort()
+        self.uploads.abort()
         if self.worker is not None:
             self._climb(LADDER[-1:] if at_once else LADDER)
         else:
@@ -150,7 +146,7 @@ class Execution:
         elif self._outputs_bytes > MAX_OUTPUTS_BYTES:
             self.stop(limit("outputs", "too many outputs for one execution", "write fewer files, or an archive"))
         else:
-            self._uploads.add(output)
+            self.uploads.add(output)
 
     def refused(self, message: str) -> None:
         self.stop(Failure(codes.RUNTIME, message, "let the handler answer from its inputs alone when mode is mock"))
@@ -160,15 +156,15 @@ class Execution:
         self._rung = "interrupt" if end["interrupted"] else "handler"
         if self.failure is None and end["error"] is not None:
             self.failure = from_words(end["error"])
-            self._uploads.abort()
-        if self.failure is not None or self._uploads.settled:
+            self.uploads.abort()
+        if self.failure is not None or self.uploads.settled:
             self._finish()
 
     def worker_died(self, failure: Failure) -> None:
         self.worker, self._ended = None, True
         if self.failure is None:
             self.failure = failure
-            self._uploads.abort()
+            self.uploads.abort()
         self._finish()
 
     def never_began(self) -> None:
@@ -194,7 +190,7 @@ class Execution:
         self._outputs.append(output.document())
         path = self.request.write_prefix + output.path
         self._inside("output", {"path": path, "size_bytes": output.size_bytes, "digest": output.digest})
-        if self._ended and self._uploads.settled:
+        if self._ended and self.uploads.settled:
             self._finish()
         self._client.flush()
 
@@ -219,6 +215,7 @@ class Execution:
         messages.append(encode(self._completed(failure)))
         self.ending = [message.encode() for message in messages]
         self.spooled_bytes = 0
+        self.uploads.release()
         with contextlib.suppress(FileNotFoundError):
             try:
                 self._folder.rmdir()

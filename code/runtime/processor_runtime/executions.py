@@ -144,6 +144,7 @@ class Executions:
         if failure is not None:
             log.info("execution %s ended: %s: %s", execution.id, failure.code, failure.message)
             self._soil(execution)
+        self._clean_when_idle()
         self._drained.set()
         self.dispatch()
 
@@ -277,11 +278,13 @@ class Executions:
             greediest.stop(scratch_full(self.scratch_bytes), at_once=True)
 
     def _soil(self, execution: Execution) -> None:
-        """After a failure: clean /tmp of its leftovers once nothing else runs."""
-        if not self._environment.in_container or execution.started_at is None:
-            return
-        self._dirty_since = min(execution.started_at, self._dirty_since or execution.started_at)
-        if self._running or self._cleaning:
+        """After a failure: its leftovers may fill /tmp."""
+        if self._environment.in_container and execution.started_at is not None:
+            self._dirty_since = min(execution.started_at, self._dirty_since or execution.started_at)
+
+    def _clean_when_idle(self) -> None:
+        """Clean /tmp of what failed executions left there, once nothing runs any more, however that ended."""
+        if self._dirty_since is None or self._running or self._cleaning:
             return
         self._cleaning = True  # a run that began meanwhile would lose its own files
         since, self._dirty_since = self._dirty_since, None

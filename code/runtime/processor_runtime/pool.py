@@ -49,6 +49,7 @@ class Template:
 
     def close(self) -> None:
         """End the process: it ends with its control channel."""
+        self.ended = True
         if self._control.fileno() >= 0:
             self._loop.remove_reader(self._control.fileno())
             self._control.close()
@@ -61,7 +62,6 @@ class Template:
         except ConnectionError:
             data = b""
         if not data:
-            self.ended = True
             self.close()
             self._on_end()
             return
@@ -86,6 +86,7 @@ class Pool:
         self._changed, self._stillborn, self._fatal = changed, stillborn, fatal
         self._templates: dict[str, Template] = {}
         self._workers: dict[int, Worker] = {}
+        self._parents: dict[int, Template] = {}  # by worker number
         self._idle: dict[str, list[Worker]] = {mode: [] for mode in MODES}
         self._open: set[str] = set()  # modes whose workers can be forked now
         self._held: set[str] = set()  # modes whose last worker did not get ready
@@ -163,14 +164,18 @@ class Pool:
         if not worker.ended_by_us:
             self.deaths += 1
             log.warning("worker %d (%s): %s", worker.number, worker.mode, failure.message)
-        if not worker.ready:
+        had_parent = self.has_parent(worker)
+        self._parents.pop(worker.number, None)
+        if not worker.ready and had_parent:
             self._held.add(worker.mode)
             asyncio.get_running_loop().call_later(RESPAWN_S, self._release, worker.mode)
             self._stillborn(worker.mode, failure)
         self._changed()
 
-    def has_template(self, mode: str) -> bool:
-        return mode in self._templates and not self._templates[mode].ended
+    def has_parent(self, worker: Worker) -> bool:
+        """Whether the template that forked it lives, and will tell its exit status."""
+        template = self._parents.get(worker.number)
+        return template is not None and not template.ended
 
     def memory_ended(self) -> bool:
         """Whether the kernel has ended a process for want of memory since we last asked."""
@@ -275,6 +280,7 @@ class Pool:
         with theirs:
             await asyncio.get_running_loop().create_connection(lambda: worker, sock=ours)
             if template := self._templates.get(worker.mode):
+                self._parents[worker.number] = template
                 template.send({"fork": worker.number}, theirs)
 
     def _release(self, mode: str) -> None:

@@ -11,8 +11,8 @@ import json
 import re
 import struct
 import types
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Final, get_args
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, get_args
 
 SUBPROTOCOL: Final = "theory.run.v1"
 PATH: Final = "/run"
@@ -31,14 +31,14 @@ class ProtocolError(Exception):
     """The other end broke the protocol: close with 1002, the message as the reason."""
 
 
+# Messages are named tuples: frozen dataclasses take four times as long to make, and every `run` would pay for it.
+
 # What the controller sends
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """Ask for an execution. `timeout_s` counts from acceptance. The same id again is the same execution."""
 
-    type: ClassVar[str] = "run"
     execution_id: str
     mode: str  # mock or real
     inputs: dict[str, Any]
@@ -46,61 +46,49 @@ class Run:
     timeout_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Attach:
+class Attach(NamedTuple):
     """Ask for an execution that runs or ran: its events after number `after`, and its end."""
 
-    type: ClassVar[str] = "attach"
     execution_id: str
     after: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(NamedTuple):
     """End the execution. Answered by `cancelled`, then `completed`."""
 
-    type: ClassVar[str] = "cancel"
     execution_id: str
     by: str  # user or client
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """Permission to upload one output, the answer to `upload`.
 
     `transfer` is `relay` (send it here; `credit` is the first window in bytes) or `direct` (`request` holds
     method, url and headers of an HTTP request to send as they are).
     """
 
-    type: ClassVar[str] = "grant"
     upload: int
     transfer: str
     credit: int = 0
     request: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Credit:
+class Credit(NamedTuple):
     """Allow so many more relayed bytes of this upload."""
 
-    type: ClassVar[str] = "credit"
     upload: int
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """The controller has verified size and digest of this upload where it lies."""
 
-    type: ClassVar[str] = "stored"
     upload: int
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(NamedTuple):
     """This upload can't be: `error` (code, message, hint, details) ends the execution."""
 
-    type: ClassVar[str] = "refused"
     upload: int
     error: dict[str, Any]
 
@@ -108,11 +96,9 @@ class Refused:
 # What the runtime sends
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(NamedTuple):
     """The first message on every connection: who this is."""
 
-    type: ClassVar[str] = "hello"
     ref: str
     image_digest: str
     spec_digest: str
@@ -122,20 +108,16 @@ class Hello:
     secrets_present: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """The request was taken; its timeout counts from now."""
 
-    type: ClassVar[str] = "accepted"
     execution_id: str
     inputs_digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """Something happened; `seq` counts from 1 without holes (a `gap` event says which numbers are gone)."""
 
-    type: ClassVar[str] = "event"
     execution_id: str
     seq: int
     event: str
@@ -143,11 +125,9 @@ class Event:
     data: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(NamedTuple):
     """An output is spooled; ask where it shall go. `path` is relative to the write prefix."""
 
-    type: ClassVar[str] = "upload"
     execution_id: str
     upload: int
     path: str
@@ -156,36 +136,30 @@ class Upload:
     mime: str
 
 
-@dataclass(frozen=True, slots=True)
-class Uploaded:
+class Uploaded(NamedTuple):
     """All bytes of this upload were sent."""
 
-    type: ClassVar[str] = "uploaded"
     upload: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(NamedTuple):
     """A cancel took effect. `step` says what ended the handler.
 
     One of `queued` (it never ran), `handler` (it returned by itself), `interrupt`, `terminate`, `kill`.
     """
 
-    type: ClassVar[str] = "cancelled"
     execution_id: str
     by: str  # user, client or shutdown
     step: str
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(NamedTuple):
     """The end of the execution, always the last message.
 
     `outputs` are the stored ones (path relative to the write prefix, size_bytes, digest, mime), `error` is null
     on success. `meta` holds started_at (null when it never started), duration_ms and isolation.
     """
 
-    type: ClassVar[str] = "completed"
     execution_id: str
     status: str  # success or error
     error: dict[str, Any] | None
@@ -198,28 +172,35 @@ RuntimeMessage = Hello | Accepted | Event | Upload | Uploaded | Cancelled | Comp
 Message = ControllerMessage | RuntimeMessage
 
 
+def type_of(message: Message) -> str:
+    """What a message says in `type`."""
+    return _name(type(message))
+
+
+def _name(kind: type[Any]) -> str:
+    return kind.__name__.lower()
+
+
 def _shape(kind: type[Any]) -> dict[str, tuple[tuple[type, ...], bool]]:
     """Field name → (accepted types, required)."""
     shape = {}
-    for field in fields(kind):
-        hint: Any = field.type
+    for field, hint in kind.__annotations__.items():
         options = hint.__args__ if isinstance(hint, types.UnionType) else (hint,)
         accepted = tuple(getattr(option, "__origin__", option) for option in options)
         if float in accepted:  # JSON has one kind of number
             accepted += (int,)
-        shape[field.name] = (accepted, field.default is MISSING)
+        shape[field] = (accepted, field not in kind._field_defaults)
     return shape
 
 
 _SHAPES: Final = {kind: _shape(kind) for kind in (*get_args(ControllerMessage), *get_args(RuntimeMessage))}
-_CONTROLLER_TYPES: Final = {kind.type: kind for kind in get_args(ControllerMessage)}
-_RUNTIME_TYPES: Final = {kind.type: kind for kind in get_args(RuntimeMessage)}
+_CONTROLLER_TYPES: Final = {_name(kind): kind for kind in get_args(ControllerMessage)}
+_RUNTIME_TYPES: Final = {_name(kind): kind for kind in get_args(RuntimeMessage)}
 
 
 def encode(message: Message) -> str:
     """One message as JSON text, without line breaks."""
-    body = {name: getattr(message, name) for name in _SHAPES[type(message)]}
-    return json.dumps({"type": message.type, **body}, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps({"type": type_of(message), **message._asdict()}, ensure_ascii=False, separators=(",", ":"))
 
 
 def decode_controller(text: str | bytes) -> ControllerMessage:
@@ -315,15 +296,15 @@ class ControllerSide:
 
     def _in_order(self, message: RuntimeMessage) -> None:
         if self.completed is not None:
-            raise ProtocolError(f"{message.type} after completed")
+            raise ProtocolError(f"{type_of(message)} after completed")
         if isinstance(message, Hello):
             if self.hello is not None:
                 raise ProtocolError("hello twice")
             return
         if not self.accepted and not isinstance(message, Accepted | Completed):
-            raise ProtocolError(f"{message.type} before accepted")
+            raise ProtocolError(f"{type_of(message)} before accepted")
         if not isinstance(message, Uploaded) and message.execution_id != self.execution_id:
-            raise ProtocolError(f"{message.type} for another execution")
+            raise ProtocolError(f"{type_of(message)} for another execution")
 
     def _number(self, event: Event) -> None:
         if event.event == "gap":

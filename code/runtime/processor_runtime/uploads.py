@@ -99,6 +99,10 @@ class Uploads:
         self._waiting.append(output)
         self._next()
 
+    def release(self) -> None:
+        """Forget who is told: the execution has ended, and need not wait for the garbage collector."""
+        self._on_stored = self._on_failed = _nobody
+
     def abort(self) -> None:
         """Send no more."""
         self._waiting.clear()
@@ -223,6 +227,10 @@ async def _put(grant: Grant, file: _File, output: Spooled) -> None:
     except direct.PutFailed as exc:
         details = {"path": output.path, "status": exc.status}
         raise UploadFailed(Failure(codes.UPLOAD, f"the upload of {output.path!r} failed: {exc}", "", details)) from exc
+
+
+def _nobody(_: object) -> None:
+    pass
 
 
 def _changed(output: Spooled) -> Failure:
