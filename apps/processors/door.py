@@ -53,7 +53,9 @@ def opened(door: Door) -> Iterator["ClientConnection"]:
             raise Unreachable(str(exc)) from exc  # it went without a word
         raise ConnectionFailed(f"the connection to the processor ended: {exc}", hint="localctl status") from exc
     except TimeoutError as exc:
-        raise ConnectionFailed(f"the processor did not answer within {OPEN_TIMEOUT_S:.0f} s") from exc
+        raise ConnectionFailed(
+            f"the processor did not answer within {OPEN_TIMEOUT_S:.0f} s", hint="localctl status"
+        ) from exc
     except BrokenPipeError:
         raise  # our own stdout's reader left: not the connection
     except ConnectionError as exc:
@@ -63,4 +65,6 @@ def opened(door: Door) -> Iterator["ClientConnection"]:
 def _refused(status: int) -> OperationError:
     if status == 401:
         return Unauthorized("the processor refused the run token", hint="start it again: localctl start")
-    return ConnectionFailed(f"the processor answered HTTP {status} instead of opening a WebSocket")
+    return ConnectionFailed(
+        f"the processor answered HTTP {status} instead of opening a WebSocket", hint="localctl status"
+    )

@@ -10,6 +10,7 @@ import rfc8785
 from processor_runtime import protocol
 
 from apps.errors import (
+    Cancelled,
     ConnectionFailed,
     Drift,
     ExecutionConflict,
@@ -89,6 +90,8 @@ def run(
         return _run(asked, known, settings, state, storage, engine_of, on_event)
     except OperationError as error:
         raise known.failed(error) from error
+    except KeyboardInterrupt as exc:  # where no execution could be cancelled yet, or the user would not wait for it
+        raise known.failed(Cancelled("interrupted", details={"by": "user"})) from exc
 
 
 def _run(
@@ -127,7 +130,7 @@ def _run(
     try:
         envelope = runs.execute(request, door, known=known, artifacts=place, identify=identify, on_event=on_event)
     except Unreachable as exc:
-        raise _why(exc, spec.ref, engine_of(record.engine), accepted=known.accepted) from exc
+        raise _why(exc, spec.ref, engine_of(record.engine), sent=known.sent) from exc
     return Ran(envelope.document(), place)
 
 
@@ -211,7 +214,7 @@ def _refuse_drift(
         )
 
 
-def _why(lost: Unreachable, ref: ProcessorRef, engine: "Engine", *, accepted: bool) -> OperationError:
+def _why(lost: Unreachable, ref: ProcessorRef, engine: "Engine", *, sent: bool) -> OperationError:
     """What the engine says of a container that does not answer."""
     from apps.processors.containers import last_words, of_ref  # a run that goes well needs no engine
 
@@ -219,11 +222,11 @@ def _why(lost: Unreachable, ref: ProcessorRef, engine: "Engine", *, accepted: bo
     container = found[0] if found else None
     if container is not None and container.state == "running":
         return ConnectionFailed(
-            f"the connection to {ref} was lost: {lost}" if accepted else f"{ref} runs, but nothing answers on its port",
+            f"the connection to {ref} was lost: {lost}" if sent else f"{ref} runs, but nothing answers on its port",
             hint=f"localctl status --ref {ref}",
         )
     details = last_words(container, engine) if container is not None else {}
-    if accepted:
+    if sent:
         return ExecutionLost(
             f"the container of {ref} went away during the execution; its fate is unknown",
             hint=f"localctl logs --ref {ref}",

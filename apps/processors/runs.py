@@ -35,8 +35,8 @@ class Known:
     ref: str
     meta: Meta
     write_prefix: str = ""
-    accepted: bool = False
-    """Whether the runtime took the request: from then on it may have had effects."""
+    sent: bool = False
+    """Whether the runtime may have the request: from then on it may have had effects."""
     stored: list[Output] = field(default_factory=list)
 
     def failed(self, error: OperationError) -> OperationError:
@@ -104,6 +104,7 @@ class _Execution:
             runtime_version=hello.runtime_version,
         )
         identify(hello)
+        self._known.sent = True
         self._connection.send(self._side.run(self._request))
 
     def cancel(self, number: int) -> None:
@@ -137,8 +138,6 @@ class _Execution:
             return
         message = self._side.receive(received)
         match message:
-            case protocol.Accepted():
-                self._known.accepted = True
             case protocol.Event():
                 self._on_event(_event_document(message))
             case protocol.Upload():
