@@ -96,7 +96,7 @@ class _Execution:
         """Hear who answers, then ask for the execution."""
         hello = self._side.receive(self._connection.recv(timeout=OPEN_TIMEOUT_S))
         if not isinstance(hello, protocol.Hello):
-            raise protocol.ProtocolError(f"{hello.type} before hello")
+            raise protocol.ProtocolError(f"{protocol.type_of(hello)} before hello")
         self._known.learn(
             image_digest=hello.image_digest,
             spec_digest=hello.spec_digest,
