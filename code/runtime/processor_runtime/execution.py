@@ -27,6 +27,7 @@ LADDER: Final = (
     (GRACE_S, signal.SIGTERM, "terminate"),
     (GRACE_S + KILL_S, signal.SIGKILL, "kill"),
 )
+AT_ONCE: Final = ((0.0, signal.SIGKILL, "kill"),)  # for a handler that does harm meanwhile
 MAX_OUTPUTS_BYTES: Final = MAX_MESSAGE_BYTES * 3 // 4  # of the list in `completed`, which is one message
 
 
@@ -111,7 +112,7 @@ class Execution:
         self.failure, self._by = failure, by
         self.uploads.abort()
         if self.worker is not None:
-            self._climb(LADDER[-1:] if at_once else LADDER)
+            self._climb(AT_ONCE if at_once else LADDER)
         else:
             if self.started_at is None:
                 self._rung = "queued"
