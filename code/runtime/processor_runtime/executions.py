@@ -5,21 +5,21 @@ import logging
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from processor_runtime import codes, scratch
+from processor_runtime import codes
 from processor_runtime.environment import Environment
 from processor_runtime.execution import Client, Execution, Request, meta
-from processor_runtime.failures import Failure, scratch_full, timed_out
+from processor_runtime.failures import Failure, timed_out
 from processor_runtime.inputs import Canonical, InvalidInputs, Validator, canonical
 from processor_runtime.pool import MODES, Pool
 from processor_runtime.protocol import Attach, Completed, Run, encode
+from processor_runtime.space import Space
 
 MAX_WAITING: Final = 1024
 MAX_RETAINED: Final = 4096
 MAX_RETAINED_BYTES: Final = 8 * 1024 * 1024
 MAX_TIMEOUT_S: Final = 30 * 24 * 3600.0
-LOOK_S: Final = 0.5  # between two looks at scratch space while something runs
 
 log = logging.getLogger("processor_runtime")
 
@@ -62,9 +62,9 @@ class Executions:
         self._retained: OrderedDict[str, Ended] = OrderedDict()
         self._retained_bytes = 0
         self._last_number = 0
-        self._draining = self._looking = self._cleaning = False
+        self._draining = False
         self._drained = asyncio.Event()
-        self._dirty_since: float | None = None  # when the first failed run began that /tmp was not cleaned after
+        self._space = Space(environment, self._running, cleaned=self.dispatch)
 
     @property
     def running(self) -> int:
@@ -143,8 +143,7 @@ class Executions:
         self.ended_by_code[key] = self.ended_by_code.get(key, 0) + 1
         if failure is not None:
             log.info("execution %s ended: %s: %s", execution.id, failure.code, failure.message)
-            self._soil(execution)
-        self._clean_when_idle()
+        self._space.ended(execution, failure)
         self._drained.set()
         self.dispatch()
 
@@ -152,7 +151,7 @@ class Executions:
 
     def dispatch(self) -> None:
         """Start what can start, oldest first; have workers made for the rest."""
-        if self._cleaning:
+        if self._space.cleaning:
             return
         while len(self._running) < self._environment.spec.concurrency:
             heads = [queue[0] for mode, queue in self._waiting.items() if queue and self._pool.has_idle(mode)]
@@ -162,7 +161,7 @@ class Executions:
             self._waiting[execution.request.mode].popleft()
             self._running.add(execution)
             execution.began(self._pool.take(execution.request.mode))
-            self._look_soon()
+            self._space.began(execution)
         free = self._environment.spec.concurrency - len(self._running)
         for mode in MODES:
             self._pool.want(mode, min(len(self._waiting[mode]), free))
@@ -251,56 +250,6 @@ class Executions:
         while len(self._retained) > MAX_RETAINED or self._retained_bytes > MAX_RETAINED_BYTES:
             _, oldest = self._retained.popitem(last=False)
             self._retained_bytes -= oldest.size_bytes
-
-    # space
-
-    def _look_soon(self) -> None:
-        if not self._looking:
-            self._looking = True
-            asyncio.get_running_loop().call_later(LOOK_S, self._look)
-
-    def _look(self) -> None:
-        if not self._running:
-            self._looking = False
-            return
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(None, scratch.usage, self._environment.scratch)
-        future.add_done_callback(self._looked)
-
-    def _looked(self, future: asyncio.Future[dict[str, int]]) -> None:
-        self._looking = False
-        if self._running:
-            self._look_soon()
-        if future.exception() is not None or sum((used := future.result()).values()) <= self.scratch_bytes:
-            return
-        greediest = max(self._running, key=lambda execution: _share(execution, used), default=None)
-        if greediest is not None and _share(greediest, used) > 0:
-            greediest.stop(scratch_full(self.scratch_bytes), at_once=True)
-
-    def _soil(self, execution: Execution) -> None:
-        """After a failure: its leftovers may fill /tmp."""
-        if self._environment.in_container and execution.started_at is not None:
-            self._dirty_since = min(execution.started_at, self._dirty_since or execution.started_at)
-
-    def _clean_when_idle(self) -> None:
-        """Clean /tmp of what failed executions left there, once nothing runs any more, however that ended."""
-        if self._dirty_since is None or self._running or self._cleaning:
-            return
-        self._cleaning = True  # a run that began meanwhile would lose its own files
-        since, self._dirty_since = self._dirty_since, None
-        future = asyncio.get_running_loop().run_in_executor(None, scratch.clean_tmp, since)
-        future.add_done_callback(self._cleaned)
-
-    def _cleaned(self, future: asyncio.Future[Any]) -> None:
-        self._cleaning = False
-        if future.exception() is not None:
-            log.error("cleaning /tmp failed: %s", future.exception())
-        self.dispatch()
-
-
-def _share(execution: Execution, used: dict[str, int]) -> int:
-    worker = 0 if execution.worker is None else used.get(f"worker-{execution.worker.number}", 0)
-    return worker + used.get(f"spool-{execution.number}", 0)
 
 
 def _is_prefix(text: str) -> bool:

@@ -13,6 +13,11 @@ from processor_runtime.handler import ProcessorError
 
 TRACEBACK_LINES: Final = 20
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL: Final = {
+    "scratch": ("scratch space is full", "raise runtime.scratch_gb in registry.yaml, or write less"),
+    "tmp": ("/tmp is full", "write to the working folder, or by tempfile, which follows TMPDIR"),  # noqa: S108
+    "disk": ("the disk is full", ""),
+}
 _HERE: Final = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -42,11 +47,8 @@ def _skip_ours(at: TracebackType | None) -> TracebackType | None:
 
 def _disk_full(exc: OSError, scratch: str) -> Failure:
     which = _full_space(exc, scratch)
-    hints = {
-        "scratch": "raise runtime.scratch_gb in registry.yaml, or write less",
-        "tmp": "/tmp is small: use the working folder, or tempfile, which follows TMPDIR",  # noqa: S108
-    }
-    return limit(which, f"no space left in {which}: {exc.strerror}", hints.get(which, ""), traceback=trace(exc))
+    message, hint = _FULL[which]
+    return limit(which, message, hint, traceback=trace(exc))
 
 
 def _full_space(exc: OSError, scratch: str) -> str:
