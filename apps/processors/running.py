@@ -20,7 +20,7 @@ from apps.errors import (
     OperationError,
     StorageFailed,
 )
-from apps.processors import engines, inputs, registry, runs
+from apps.processors import checked, engines, inputs, runs
 from apps.processors.door import Door, Unreachable
 from apps.processors.envelope import Meta, new_execution_id
 from apps.processors.reference import Platform, ProcessorRef
@@ -103,7 +103,7 @@ def _run(
     engine_of: "Callable[[str], Engine]",
     on_event: runs.EventSink,
 ) -> Ran:
-    spec = registry.load(settings.root, ProcessorRef.parse(asked.ref))
+    spec = checked.load(settings.root, ProcessorRef.parse(asked.ref), folder=settings.state)
     known.learn(spec_digest=spec.spec_digest)
     request = _request(asked, spec, known)
     backend = storage(settings)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -127,15 +127,17 @@ def parse(data: Any, *, file: Path, ref: ProcessorRef) -> ProcessorSpec:
     problems = shape + list(chain.from_iterable(_MEANING[key](value, ref) for key, value in sound.items()))
     if problems:
         raise InvalidSpec(problems)
+    found = of(data, file=file)
+    if (size := len(found.spec_json.encode())) > MAX_SPEC_BYTES:
+        expected = f"a spec of at most {MAX_SPEC_BYTES} bytes of canonical JSON"
+        raise InvalidSpec([Problem((), expected, f"{size} bytes")])
+    return found
+
+
+def of(data: dict[str, Any], *, file: Path) -> ProcessorSpec:
+    """The spec in plain data that `parse` has accepted."""
     document = {key: data[key] for key in SPEC_KEYS}
     canonical = rfc8785.dumps(document)
-    if len(canonical) > MAX_SPEC_BYTES:
-        size = f"{len(canonical)} bytes"
-        raise InvalidSpec([Problem((), f"a spec of at most {MAX_SPEC_BYTES} bytes of canonical JSON", size)])
-    return _spec(data, file, document, canonical)
-
-
-def _spec(data: dict[str, Any], file: Path, document: dict[str, Any], canonical: bytes) -> ProcessorSpec:
     image, runtime, secrets = data["image"], data["runtime"], data["secrets"]
     pins = {platform: image["platforms"].get(platform.architecture) for platform in PLATFORMS}
     return ProcessorSpec(
@@ -156,6 +158,13 @@ def _spec(data: dict[str, Any], file: Path, document: dict[str, Any], canonical:
         spec_json=canonical.decode(),
         spec_digest="sha256:" + hashlib.sha256(canonical).hexdigest(),
     )
+
+
+def data_of(spec: ProcessorSpec) -> dict[str, Any]:
+    """Plain data that `of` makes the same spec of."""
+    pins = {platform.architecture: str(pin) if pin else None for platform, pin in spec.pins.items()}
+    image = {"repository": spec.repository, "platforms": pins, "pull_secret": spec.pull_secret}
+    return {**spec.document, "image": image, "build": asdict(spec.build)}
 
 
 # The shape, by registry.schema.json
