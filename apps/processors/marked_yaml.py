@@ -13,6 +13,8 @@ import yaml
 Path = tuple[str | int, ...]
 Place = tuple[int, int]
 """Line and column, from 1."""
+Span = tuple[int, int]
+"""Where a part begins and ends in the text, in characters from 0; an empty value has no length."""
 
 MAX_DEPTH: Final = 64
 MAX_NODES: Final = 50_000  # aliases count as what they stand for
@@ -70,6 +72,14 @@ def read(text: str) -> Marked:
     if not reader.documents:
         raise Unreadable("a document", "an empty file", (1, 1))
     return Marked(reader.root, reader.values, reader.keys)
+
+
+def spans(text: str) -> "Spans":
+    """Where every part of `text`, which `read` takes, begins and ends."""
+    found = Spans()
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        found.take(event)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +261,26 @@ class _Reader:
 
     def _wrong(self, event: yaml.Event, expected: str, found: str) -> Unreadable:
         return Unreadable(expected, found, _place(event), self.stack[-1].path if self._awaits_key() else self._path())
+
+
+@dataclass(slots=True)
+class Spans(_Reader):
+    """The spans of words and aliases; of a mapping or a sequence, that of its beginning."""
+
+    value_spans: dict[Path, Span] = field(default_factory=dict)
+    key_spans: dict[Path, Span] = field(default_factory=dict)
+
+    def take(self, event: Any) -> None:
+        awaits_key, path = self._awaits_key(), self._path()
+        _Reader.take(self, event)
+        if not isinstance(event, yaml.NodeEvent):
+            return
+        start, end = event.start_mark, event.end_mark
+        span = (start.index if start else 0, end.index if end else 0)
+        if awaits_key and isinstance(event, yaml.ScalarEvent):
+            self.key_spans[(*path[:-1], event.value)] = span
+        else:
+            self.value_spans[path] = span
 
 
 def _place(event: yaml.Event) -> Place:

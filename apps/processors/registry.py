@@ -1,19 +1,21 @@
-"""The folder registry/: registry.yaml files ↔ ProcessorSpec. The only reader of those files."""
+"""The folder registry/: registry.yaml files ↔ ProcessorSpec. The only reader and writer of those files."""
 
+import errno
 import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from apps.errors import InvalidReference, InvalidRegistry, RefNotFound
+from apps.errors import ConfigurationError, InvalidReference, InvalidRegistry, RefNotFound
 from apps.processors import marked_yaml, spec
-from apps.processors.reference import ProcessorRef
+from apps.processors.atomic import write_text
+from apps.processors.reference import ImageReference, Platform, ProcessorRef
 from apps.processors.spec import Build, OutputRule, ProcessorSpec, Runtime, Secrets
 
-__all__ = ["Build", "OutputRule", "ProcessorSpec", "Runtime", "Secrets", "check", "load", "load_all"]
+__all__ = ["Build", "OutputRule", "ProcessorSpec", "Runtime", "Secrets", "check", "load", "load_all", "pin", "pin_in"]
 
 FILE_NAME: Final = "registry.yaml"
 MAX_FILE_BYTES: Final = 1024 * 1024
@@ -53,13 +55,44 @@ def load(root: Path, ref: ProcessorRef) -> ProcessorSpec:
 
     Raises RefNotFound when it has no registry.yaml, InvalidRegistry (details.findings) when that is wrong.
     """
-    path = root / "registry" / ref.namespace / ref.name / str(ref.version) / FILE_NAME
-    if not os.path.lexists(path):
-        raise RefNotFound(f"no processor {ref} in {root / 'registry'}", hint="list them: processorctl list")
+    path = _file(root, ref)
     try:
         return _read(root, path, ref)
     except _Wrong as exc:
         raise _error(list(exc.findings)) from exc
+
+
+def pin(root: Path, ref: ProcessorRef, platform: Platform, image: ImageReference) -> ImageReference | None:
+    """Make `image` the pin of `platform`; returns the one that stood. Changes or adds one line, if any.
+
+    The caller holds a lock: this reads, then replaces the file. Raises RefNotFound, InvalidRegistry (also when the
+    file is written so that one line can't do it), ConfigurationError (it can't be written).
+    """
+    path = _file(root, ref)
+    try:
+        text = _text(root, path)
+        before = _parse(root, path, ref, text)
+        if before.pins[platform] != image:
+            _replace(path, _repinned(root, before, text, platform, image))
+        return before.pins[platform]
+    except _Wrong as exc:
+        raise _error(list(exc.findings)) from exc
+
+
+def pin_in(text: str, platform: Platform) -> ImageReference | None:
+    """The pin in the text of a registry.yaml of any age; None without one, and when it can't be read."""
+    try:
+        data: Any = marked_yaml.read(text).data
+        return ImageReference.parse(data["image"]["platforms"][platform.architecture])
+    except (marked_yaml.Unreadable, InvalidReference, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _file(root: Path, ref: ProcessorRef) -> Path:
+    path = root / "registry" / ref.namespace / ref.name / str(ref.version) / FILE_NAME
+    if not os.path.lexists(path):
+        raise RefNotFound(f"no processor {ref} in {root / 'registry'}", hint="list them: processorctl list")
+    return path
 
 
 def load_all(root: Path) -> list[ProcessorSpec]:
@@ -132,7 +165,10 @@ def _ref_of_folder(root: Path, path: Path) -> ProcessorRef:
 
 def _read(root: Path, path: Path, ref: ProcessorRef) -> ProcessorSpec:
     """Raises _Wrong."""
-    text = _text(root, path)
+    return _parse(root, path, ref, _text(root, path))
+
+
+def _parse(root: Path, path: Path, ref: ProcessorRef, text: str) -> ProcessorSpec:
     try:
         document = marked_yaml.read(text)
     except marked_yaml.Unreadable as exc:
@@ -175,6 +211,41 @@ def _bytes(root: Path, path: Path) -> bytes:
     except (OSError, RuntimeError) as exc:  # RuntimeError: a loop of links, before Python 3.13
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         raise _Wrong(_of_file(root, path, "a readable file", f"({reason})")) from exc
+
+
+# Writing one
+
+
+def _repinned(root: Path, before: ProcessorSpec, text: str, platform: Platform, image: ImageReference) -> str:
+    """The new text, which was read to be sure that only this pin is another. Raises _Wrong."""
+    from apps.processors import registry_edit  # not for a run
+
+    path = before.file
+    try:
+        after = registry_edit.with_pin(text, platform.architecture, str(image))
+    except registry_edit.CannotEdit as exc:
+        place = marked_yaml.read(text).place(exc.path)
+        raise _Wrong(_finding(root, path, place, exc.path, exc.expected, exc.found)) from exc
+    wanted = replace(before, pins={**before.pins, platform: image})
+    try:
+        found = _parse(root, path, before.ref, after)
+    except _Wrong:
+        found = None
+    if found != wanted:
+        steps = (*registry_edit.PLATFORMS, platform.architecture)
+        place = marked_yaml.read(text).place(steps)
+        raise _Wrong(_finding(root, path, place, steps, "a line of its own for the pin", "an anchor or another form"))
+    return after
+
+
+def _replace(path: Path, text: str) -> None:
+    try:
+        real = path.resolve(strict=True)  # a link stays one
+        if not os.access(real, os.W_OK):  # what replaces a file would not ask
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        write_text(real, text, like=real.stat())
+    except OSError as exc:
+        raise ConfigurationError(f"{path} can't be written: {exc.strerror}", hint=f"ls -l {path.parent}") from exc
 
 
 def _refuse_link(root: Path, path: Path) -> None:

@@ -10,18 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from apps.errors import BuildFailed, OperationError
-from apps.processors.adapters import command
-
-_GIT_TIMEOUT_S: Final = 60.0
-# Set while git runs a hook, they would turn our question to another repository.
-_GIT_PLACES: Final = (
-    "GIT_DIR",
-    "GIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_COMMON_DIR",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_PREFIX",
-)
+from apps.processors import git
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,20 +180,20 @@ def _last_commit(
         inside = path.is_relative_to(context) and not ignore.hides(path.relative_to(context).as_posix())
         return inside or path == dockerfile
 
-    git = _Git(root, environment)
+    history = _History(root, environment)
     # Nearly always it is one of the newest; git is asked for the whole history only when it is not.
     for limit in (["--max-count=20"], []):
-        for commit, names in git.commits(limit, (context, dockerfile)):
+        for commit, names in history.commits(limit, (context, dockerfile)):
             if any(map(is_read, names)):
                 revision, created, *parents = commit.split()
                 # The oldest commit of a shallow clone seems to have made every file.
-                return (None, 0) if not parents and git.is_shallow() else (revision, int(created))
+                return (None, 0) if not parents and history.is_shallow() else (revision, int(created))
     return None, 0
 
 
 @dataclass(frozen=True, slots=True)
-class _Git:
-    """Questions to git; without git, a repository or an answer in time there is nothing to read."""
+class _History:
+    """What git knows; without git, a repository or an answer in time that is nothing."""
 
     root: Path
     environment: Mapping[str, str]
@@ -217,15 +206,10 @@ class _Git:
             yield commit, names.strip("\n\0").split("\0")
 
     def is_shallow(self) -> bool:
-        return self._ask("rev-parse", "--is-shallow-repository").strip() == "true"
+        return self._ask(*git.IS_SHALLOW).strip() == "true"
 
-    def _ask(self, *argv: str) -> str:
-        env = {name: value for name, value in self.environment.items() if name not in _GIT_PLACES}
+    def _ask(self, *words: str) -> str:
         try:
-            return command.run(
-                ["git", "-C", str(self.root), *argv],
-                timeout_s=_GIT_TIMEOUT_S,
-                env={**env, "GIT_LITERAL_PATHSPECS": "1"},
-            ).stdout
+            return git.ask(self.root, *words, environment=self.environment).stdout
         except OperationError:  # the image is as good without these two labels
             return ""
