@@ -2,11 +2,14 @@
 
 import fcntl
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_RANDOM = re.compile("[0-9a-f]{8}")
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o666, like: os.stat_result | None = None) -> None:
