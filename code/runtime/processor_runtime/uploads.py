@@ -70,6 +70,16 @@ class _UnderWay:
     credit: int = 0
     sent: bool = False
 
+    async def room(self) -> None:
+        """Wait until more may be sent. Raises UploadFailed once the upload is refused."""
+        while True:
+            if self.stored.done():
+                self.stored.result()
+            if self.credit > 0:
+                return
+            self.more.clear()
+            await self.more.wait()
+
 
 class Uploads:
     """Carries outputs in the order written, PARALLEL at a time."""
@@ -186,11 +196,7 @@ class Uploads:
     async def _relay(self, number: int, file: "_File", output: Spooled, under_way: _UnderWay) -> None:
         sent = 0
         while sent < output.size_bytes:
-            while under_way.credit <= 0:
-                under_way.more.clear()
-                await under_way.more.wait()
-                if under_way.stored.done():
-                    under_way.stored.result()  # refused: raises
+            await under_way.room()
             data = file.read(min(CHUNK_BYTES, under_way.credit, output.size_bytes - sent), sent)
             if not data:
                 raise UploadFailed(_changed(output))
