@@ -17,6 +17,7 @@ def execute(argv: list[str]) -> None:
     a logging configuration that nothing here reads.
     """
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "apps.settings")
+    gc.set_threshold(100_000)  # imports make so many objects, and all of them stay
     if not sys.warnoptions:  # with -W error::ResourceWarning the last collection is wanted
         atexit.register(gc.freeze)  # no last collection over a heap that is about to go
     try:

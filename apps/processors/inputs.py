@@ -18,8 +18,7 @@ MAX_INTEGER: Final = 2**53 - 1  # beyond it there is no canonical JSON (RFC 8785
 _TEXT = "--inputs-json"
 _STDIN = "stdin"
 # Of well-formed JSON: a key, another string, a bracket, a number or a constant
-_TOKEN = re.compile(r'("[^"\\]*+(?:\\.[^"\\]*+)*+")(\s*+:)?|[{}\[\]]|-?[0-9][0-9.eE+-]*+|-?[A-Za-z]++', re.DOTALL)
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_TOKEN = r'("[^"\\]*+(?:\\.[^"\\]*+)*+")(\s*+:)?|[{}\[\]]|-?[0-9][0-9.eE+-]*+|-?[A-Za-z]++'
 
 
 class _Unacceptable(Exception):
@@ -166,11 +165,11 @@ def _finite(digits: str) -> float:
 def _fault(text: str, *, only_strings: bool = False) -> tuple[int, str]:
     """Where well-formed JSON is unacceptable, and why; nothing where it is not."""
     keys: list[set[str]] = []
-    for match in _TOKEN.finditer(text):
+    for match in re.finditer(_TOKEN, text, re.DOTALL):
         token, string = match[0], match[1]
         if string is not None:
             word = json.loads(string, strict=False)
-            if _LONE_SURROGATE.search(word):
+            if not _is_text(word):
                 return match.start(), "half of a surrogate pair is no text"
             if match[2] and not only_strings:
                 if word in keys[-1]:
@@ -185,6 +184,14 @@ def _fault(text: str, *, only_strings: bool = False) -> tuple[int, str]:
         elif reason := _fault_of(token):
             return match.start(), reason
     return 0, ""
+
+
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 def _fault_of(token: str) -> str:

@@ -11,7 +11,7 @@ _REF = re.compile(rf"({_WORD})/({_WORD})@([1-9][0-9]{{0,8}})")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 # host[:port]/path, after the OCI distribution spec; the host is required, so that
 # `org/image@sha256:…` never silently means somebody's default registry.
-_REPOSITORY = re.compile(
+_REPOSITORY = (  # compiled when it is needed first: few runs have a pin
     r"(?:localhost|[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*)(?::[0-9]{1,5})?"
     r"(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)+"
 )
@@ -58,7 +58,7 @@ class ImageReference:
     digest: str
 
     def __post_init__(self) -> None:
-        if not _REPOSITORY.fullmatch(self.repository):
+        if not re.fullmatch(_REPOSITORY, self.repository):
             raise InvalidReference(
                 f"{self.repository!r} is not an image repository", hint="use host[:port]/repository@sha256:<64 hex>"
             )

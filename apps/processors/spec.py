@@ -25,7 +25,7 @@ MAX_SPEC_BYTES: Final = 96 * 1024  # it travels in one environment variable, of 
 SPEC_KEYS: Final = ("ref", "runtime", "secrets", "inputs", "outputs")
 
 # What an engine or Modal sets, what storage is reached with, and what decides how a process starts.
-_RESERVED = re.compile(
+_RESERVED = (  # compiled when it is needed first, which no run does
     r"PORT|PATH|HOME|TMPDIR|TZ|LANG|LC_ALL|USER|HOSTNAME|OMP_NUM_THREADS|PYTHON.*|LD_.*"
     r"|(?:THEORY|AWS|MINIO|ARTIFACTS|MODAL)_.*|STORAGE_BACKEND"
     r"|(?:HTTPS?|NO|ALL)_PROXY|SSL_CERT_(?:FILE|DIR)|(?:REQUESTS|CURL)_CA_BUNDLE"
@@ -243,7 +243,7 @@ def _check_build(build: dict[str, Any], ref: ProcessorRef) -> Iterator[Problem]:
 def _check_secrets(secrets: dict[str, list[str]], ref: ProcessorRef) -> Iterator[Problem]:
     for kind, names in secrets.items():
         for position, name in enumerate(names):
-            if _RESERVED.fullmatch(name):
+            if re.fullmatch(_RESERVED, name):
                 yield Problem(("secrets", kind, position), "a name that is not kept for the engine", name)
             if kind == "optional" and name in secrets.get("required", ()):
                 yield Problem(("secrets", kind, position), "a name that is not among the required ones", name)

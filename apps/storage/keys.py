@@ -7,7 +7,7 @@ from apps.errors import InvalidInputs
 
 MAX_KEY_BYTES: Final = 1024  # what S3 takes
 MAX_SEGMENT_BYTES: Final = 255  # what filesystems take
-_NO_TEXT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # controls, lone surrogates
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 def split(key: str) -> list[str]:
@@ -32,8 +32,12 @@ def _wrong(segment: str) -> str | None:
         return "it has an empty segment"
     if segment in (".", ".."):
         return f"it has a segment {segment!r}"
-    if _NO_TEXT.search(segment):
-        return "it has a control character, or is no valid text"
-    if len(segment.encode()) > MAX_SEGMENT_BYTES:
+    if _CONTROL.search(segment):
+        return "it has a control character"
+    try:
+        size_bytes = len(segment.encode())
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return "it is no valid text"
+    if size_bytes > MAX_SEGMENT_BYTES:
         return f"it has a segment of more than {MAX_SEGMENT_BYTES} bytes"
     return None
