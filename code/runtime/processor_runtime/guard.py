@@ -6,7 +6,6 @@ It is a message, not a barrier: native code and subprocesses get past it. `meta.
 import os
 import socket
 import sys
-import sysconfig
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
@@ -18,11 +17,7 @@ _LOOKUPS: Final = frozenset(
 )
 _WATCHED: Final = _LOOKUPS | {"socket.__new__"}
 _ALLOWED_FAMILIES: Final = (int(getattr(socket, "AF_UNIX", -1)), -1)  # -1: the wrapper of a socket that is there
-# the last one: what pip installed beside this package, wherever an image keeps it
-_LIBRARIES: Final = (
-    *{sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")},
-    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
-)
+_HERE: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class NetworkRefused(RuntimeError):
@@ -32,6 +27,7 @@ class NetworkRefused(RuntimeError):
 class _Guard:
     def __init__(self) -> None:
         self.what: str | None = None
+        self.home = os.sep
         self.report: Callable[[str], None] | None = None
 
 
@@ -43,9 +39,15 @@ def install() -> None:
     sys.addaudithook(_hook)
 
 
-def close(what: str, report: Callable[[str], None] | None = None) -> None:
-    """Refuse the network from now on. `what` has none ("mock mode"); `report` is told of every attempt."""
-    _guard.what, _guard.report = what, report
+def close(what: str, home: str, report: Callable[[str], None] | None = None) -> None:
+    """Refuse the network from now on.
+
+    Args:
+        what: has no network, in words ("mock mode").
+        home: the folder of the author's files, one of which is to be blamed.
+        report: is told of every attempt.
+    """
+    _guard.what, _guard.home, _guard.report = what, os.path.join(os.path.abspath(home), ""), report
 
 
 def open_() -> None:
@@ -66,10 +68,10 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
 
 
 def _caller(frame: FrameType | None) -> str:
-    """The innermost line outside Python's own and installed libraries: the author's, nearly always."""
+    """The innermost line of the author's own files: where they lie, an image may keep this package too."""
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith(("<", *_LIBRARIES)):
-            return f"from {os.path.basename(file)}:{frame.f_lineno}"
+        if file.startswith(_guard.home) and not file.startswith(_HERE):
+            return f"from {os.path.relpath(file, _guard.home)}:{frame.f_lineno}"
         frame = frame.f_back
     return "from a library"

@@ -61,9 +61,9 @@ def main(control: socket.socket, environment: Environment, supervisor: int) -> N
 
 def import_handler() -> ModuleType:
     """The author's module. Raises whatever its import raises; LookupError when it is absent or has no run()."""
-    if importlib.util.find_spec(HANDLER) is None:
+    if (found := importlib.util.find_spec(HANDLER)) is None or found.origin is None:
         raise LookupError("no handler.py on the Python path: an image keeps it in /app, with PYTHONPATH=/app")
-    guard.close("the import of handler.py")
+    guard.close("the import of handler.py", os.path.dirname(found.origin))
     try:
         handler = importlib.import_module(HANDLER)
     finally:
@@ -265,9 +265,13 @@ def _drain(descriptor: int) -> None:
 
 
 def _line_by_line() -> None:
-    """Let every line that a handler prints out at once: a killed worker flushes nothing."""
+    """Let every line that a handler prints out at once and whole: a killed worker flushes nothing.
+
+    Not write-through, as PYTHONUNBUFFERED has it: print() would write line and line break apart, and workers'
+    lines would run together.
+    """
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
 
 
 def _end_group(pid: int) -> None:

@@ -48,7 +48,7 @@ def main(channel: socket.socket, job: Job) -> NoReturn:
     _settle(job.environment, folder)
     worker = Worker(channel, job, folder)
     if job.mode == "mock":
-        guard.close("mock mode", worker.refused)
+        guard.close("mock mode", os.path.dirname(job.handler.__file__ or ""), worker.refused)
     worker.serve()
     os._exit(0)
 
