@@ -197,6 +197,21 @@ def test_the_same_id_again_gets_the_same_end_without_running(runtime: Runtime, g
         assert file.read() == "x"
 
 
+def test_an_id_whose_client_went_away_before_the_end_can_run_again(runtime: Runtime, gate: str) -> None:
+    request = {"execution_id": execution_id(), "inputs": {"what": "hold", "until": gate}}
+
+    async def leave() -> None:
+        async with runtime.session() as session:
+            await session.start(**request)
+            await session.until("token")
+
+    asyncio.run(leave())
+    runtime.wait_for_log(f"{request['execution_id']} ended: ERR_CANCELLED")
+    Path(gate).touch()
+
+    assert runtime.run(**request).completed.status == "success"
+
+
 @pytest.mark.parametrize(
     "changes", [{"inputs": {"other": 1}}, {"mode": "real"}, {"write_prefix": "/artifacts/elsewhere/"}]
 )
