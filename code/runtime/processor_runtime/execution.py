@@ -87,6 +87,11 @@ class Execution:
     def done(self) -> bool:
         return bool(self.ending)
 
+    @property
+    def deserted(self) -> bool:
+        """Whether it ended because its client went away, and so without anybody to tell."""
+        return self._by == "client"
+
     def began(self, worker: Worker) -> None:
         """Run on `worker` from now on."""
         self.worker, self.started_at = worker, time.time()

@@ -137,7 +137,8 @@ class Executions:
             self._running.discard(execution)
         else:
             self._waiting[execution.request.mode].remove(execution)
-        self._retain(execution)
+        if not execution.deserted:  # else the same id may run again
+            self._retain(execution)
         failure = execution.failure
         key = (execution.request.mode, "" if failure is None else failure.code)
         self.ended_by_code[key] = self.ended_by_code.get(key, 0) + 1
