@@ -19,6 +19,14 @@ _ATTESTATION: Final = "attestation-manifest"
 
 
 @dataclass(frozen=True, slots=True)
+class Missing:
+    """What could not be made for an image, which is as good without it."""
+
+    reason: str
+    """For people: a clause."""
+
+
+@dataclass(frozen=True, slots=True)
 class Descriptor:
     """How OCI documents name other ones."""
 

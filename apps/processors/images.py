@@ -65,12 +65,39 @@ def build(
     Raises BuildFailed, EngineFailed, ImageRegistryFailed (the base image), ConfigurationError.
     """
     began = time.monotonic()
+    wanted = request(spec, platforms, settings=settings, builder=builder, progress=progress)
+    possible = wanted.platforms
+    built = tuple(builder.build(wanted, progress=progress)) if possible else ()
+    state.record_builds(spec.ref, [_record(image, wanted, builder.engine, spec) for image in built])
+    return BuildResult(
+        ref=spec.ref,
+        engine=builder.engine,
+        tag=wanted.tag,
+        source_digest=wanted.source_digest,
+        images=built,
+        skipped=tuple(platform for platform in platforms if platform not in possible),
+        duration_ms=round((time.monotonic() - began) * 1000),
+    )
+
+
+def request(
+    spec: ProcessorSpec,
+    platforms: tuple[Platform, ...],
+    *,
+    settings: Settings,
+    builder: ImageBuilder,
+    progress: Progress,
+) -> BuildRequest:
+    """All that decides what a build of `spec` would make now, for those of `platforms` that can be built here.
+
+    Raises BuildFailed, EngineFailed, ImageRegistryFailed (the base image), ConfigurationError.
+    """
     possible = builder.platforms(platforms)
     base = builder.base(dockerfile.base_name(settings.root / spec.build.dockerfile))
     made_from = source(spec, settings.root, base, environment=settings.environment)
     if made_from.revision is None:
         progress(f"{spec.ref}: no commit is known that touched what it is built from; its images name no revision")
-    request = BuildRequest(
+    return BuildRequest(
         ref=spec.ref,
         root=settings.root,
         context=settings.root / spec.build.context,
@@ -82,17 +109,6 @@ def build(
         base=base,
         revision=made_from.revision,
         created_epoch_s=made_from.created_epoch_s,
-    )
-    built = tuple(builder.build(request, progress=progress)) if possible else ()
-    state.record_builds(spec.ref, [_record(image, request, builder.engine, spec) for image in built])
-    return BuildResult(
-        ref=spec.ref,
-        engine=builder.engine,
-        tag=request.tag,
-        source_digest=request.source_digest,
-        images=built,
-        skipped=tuple(platform for platform in platforms if platform not in possible),
-        duration_ms=round((time.monotonic() - began) * 1000),
     )
 
 

@@ -77,9 +77,27 @@ class BuildxBuilder:
                 self._buildx(request, platforms, ["--output=type=cacheonly"], Path(folder), progress)
             return [self._image(request, platform, Path(folder), progress) for platform in platforms]
 
+    @property
+    def attests(self) -> bool:
+        """Whether this engine's BuildKit writes provenance: with the classic image store it does not."""
+        return self._store.containerd
+
+    def export(self, request: BuildRequest, platform: Platform, file: Path, *, progress: Progress) -> None:
+        """Write what `build` built once more, out of BuildKit's cache: an OCI archive with all of its provenance.
+
+        Raises as `build` does; only where `attests`.
+        """
+        output = [f"--output=type=oci,oci-mediatypes=true,dest={file}", "--provenance=mode=max,version=v0.2"]
+        self._buildx(request, (platform,), output, file.parent, progress)
+
+    @cached_property
+    def hidden(self) -> list[str]:
+        """Values of the build's secrets: no message and no document may show them. Raises ConfigurationError."""
+        return build_secrets.values(self._secrets, self._environment, self._caller)
+
     def _check(self) -> None:
         """Everything that can be wrong before anything is looked up or built; asked once."""
-        _ = self._store, self._hidden
+        _ = self._store, self.hidden
 
     def _image(self, request: BuildRequest, platform: Platform, folder: Path, progress: Progress) -> BuiltImage:
         tag = f"{request.repository}:{request.tag}-{platform.architecture}"
@@ -112,9 +130,11 @@ class BuildxBuilder:
     ) -> None:
         words = ",".join(map(str, platforms))
         progress(f"building {request.ref} for {words}")
-        argv = ["docker", "buildx", "build", f"--platform={words}", *options, *self._arguments(request, folder)]
+        # Attestations would make an index of one platform's image; what comes later in `options` counts.
+        argv = ["docker", "buildx", "build", f"--platform={words}", "--provenance=false", "--sbom=false", *options]
+        argv += self._arguments(request, folder)
         try:
-            for line in command.spawn(argv, env=self._environment, cwd=self._caller, redact=self._hidden):
+            for line in command.spawn(argv, env=self._environment, cwd=self._caller, redact=self.hidden):
                 if line.strip():
                     progress(line)
         except command.CommandFailed as exc:
@@ -129,8 +149,6 @@ class BuildxBuilder:
         return [
             f"--builder={self._store.builder}",
             "--progress=plain",
-            "--provenance=false",  # attestations would make an index of one platform's image
-            "--sbom=false",
             f"--build-arg=SOURCE_DATE_EPOCH={request.created_epoch_s}",
             *(f"--label={name}={value}" for name, value in _labels(request).items()),
             *(f"--build-context={name}={value}" for name, value in sorted(contexts.items())),
@@ -138,10 +156,6 @@ class BuildxBuilder:
             f"--file={dockerfile}",
             str(context),
         ]
-
-    @cached_property
-    def _hidden(self) -> list[str]:
-        return build_secrets.values(self._secrets, self._environment, self._caller)
 
     # the base image
 
