@@ -264,6 +264,7 @@ def launch(
         "THEORY_IMAGE_DIGEST": IMAGE_DIGEST,
         "THEORY_SOURCE": "build",
         "THEORY_RUN_TOKEN": TOKEN,
+        **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")},
     } | (env or {})
     process = subprocess.Popen(
         [sys.executable, "-m", "processor_runtime"],

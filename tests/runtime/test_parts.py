@@ -130,9 +130,9 @@ def test_a_failed_write_leaves_nothing_and_may_be_done_again(tmp_path: Path) -> 
 
     def broken() -> Any:
         yield b"some"
-        raise ValueError
+        raise LookupError
 
-    with pytest.raises(ValueError, match=""):
+    with pytest.raises(LookupError):
         spool.write("one", broken())
 
     assert list((tmp_path / "spool").iterdir()) == []
