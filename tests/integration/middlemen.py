@@ -187,6 +187,10 @@ class _Handler(BaseHTTPRequestHandler):
         super().setup()
         self.server.connections.append(self.connection)
 
+    def handle(self) -> None:
+        if self.connection.recv(1, socket.MSG_PEEK) != b"\x16":  # else TLS, of which we would await the end of a line
+            super().handle()
+
     def do_GET(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
         asked = Asked(self.command, self.path, headers, self._body())

@@ -55,7 +55,8 @@ def referrers_api(to: str, *, page: int = 100, filters: bool = True) -> Iterator
             "annotations": document.get("annotations", {}),
         }
         entries = referrers.setdefault(subject, [])
-        entries[:] = [old for old in entries if old["digest"] != entry["digest"]] + [entry]
+        if entry not in entries:
+            entries.append(entry)
         return given.but(headers={"oci-subject": subject})
 
     with middleman(to, answer=answer, alter=alter) as made:
