@@ -153,31 +153,42 @@ def test_a_refused_pull_names_the_login_to_make() -> None:
 
 
 HEX = "403405507" * 7 + "e"
-PUT = f"PUT request to https://ghcr.io/v2/org/image/blobs/uploads/405?digest=sha256%3A{HEX}"
+UPLOAD = "https://ghcr.io/v2/org/image/blobs/uploads/5173892b"
+PUT = f'failed commit on ref "layer-sha256:{HEX}": unexpected status from PUT request to {UPLOAD}'
+DO = f'failed to do request: Put "{UPLOAD}"'
 
 
+# The containerd store, then the classic one, word by word.
 @pytest.mark.parametrize(
     ("text", "error"),
     [
+        ("push access denied, repository does not exist or may require authorization: server message: "
+         "insufficient_scope: authorization failed", Unauthorized),
         ("push access denied, repository does not exist or may require authorization: authorization failed: no basic "
          "auth credentials", Unauthorized),
-        ("server message: insufficient_scope: authorization failed", Unauthorized),
+        (f"unexpected status from HEAD request to https://ghcr.io/v2/org/image/blobs/sha256:{HEX}: 401 Unauthorized",
+         Unauthorized),
+        (f"{PUT}: 403 Forbidden", Unauthorized),
+        (f"unexpected status from POST request to {UPLOAD}: 405 Method Not Allowed", PushFailed),
+        (f"{PUT}: 507 Insufficient Storage", PushFailed),
+        (f"{PUT}: 500 Internal Server Error", PushFailed),
+        (f"{PUT}: 418 I'm a teapot", PushFailed),
+        ("failed to authorize: failed to fetch oauth token: unexpected status from POST request to "
+         "https://ghcr.io/token: 503 Service Unavailable", ImageRegistryFailed),
+        (f"{DO}: write tcp 127.0.0.1:1->127.0.0.1:2: use of closed network connection", ImageRegistryFailed),
+        (f"{DO}: net/http: HTTP/1.x transport connection broken: unexpected EOF", ImageRegistryFailed),
+        (f"{DO}: write: connection reset by peer", ImageRegistryFailed),
+        (f"{DO}: dial tcp 127.0.0.1:1: connect: connection refused", ImageRegistryFailed),
+        (f"{DO}: net/http: TLS handshake timeout", ImageRegistryFailed),
+        (f"{DO}: tls: failed to verify certificate: x509: certificate signed by unknown authority",
+         ImageRegistryFailed),
+        (f"{DO}: http: server gave HTTP response to HTTPS client", ImageRegistryFailed),
         ("denied: requested access to the resource is denied", Unauthorized),
         ("unauthorized: authentication required", Unauthorized),
-        (f"unexpected status from {PUT}: 403 Forbidden", Unauthorized),
-        (f"unexpected status from {PUT}: 405 Method Not Allowed", PushFailed),
+        ("unauthorized: incorrect username or password", Unauthorized),
         ("unsupported: The operation is unsupported.", PushFailed),
-        (f"unexpected status from {PUT}: 507 Insufficient Storage", PushFailed),
-        (f"unexpected status from {PUT}: 500 Internal Server Error", PushFailed),
-        (f'failed to do request: Put "https://ghcr.io/v2/org/image/manifests/sha256:{HEX}": EOF', ImageRegistryFailed),
-        ('failed to do request: Put "https://ghcr.io/v2/": write tcp: write: connection reset by peer',
-         ImageRegistryFailed),
-        ('failed to do request: Head "https://ghcr.io/v2/": dial tcp 127.0.0.1:1: connect: connection refused',
-         ImageRegistryFailed),
-        ('Get "https://ghcr.io/v2/": net/http: TLS handshake timeout', ImageRegistryFailed),
-        ('Get "https://ghcr.io/v2/": x509: certificate signed by unknown authority', ImageRegistryFailed),
-        ("http: server gave HTTP response to HTTPS client", ImageRegistryFailed),
         ("received unexpected HTTP status: 500 Internal Server Error", PushFailed),
+        ("received unexpected HTTP status: 503 Service Unavailable", ImageRegistryFailed),
     ],
 )  # fmt: skip
 def test_a_failed_push_becomes_the_error_that_it_means(text: str, error: type[OperationError]) -> None:
@@ -195,9 +206,17 @@ def test_a_failed_push_becomes_the_error_that_it_means(text: str, error: type[Op
         ("x509: certificate signed by unknown authority", "/etc/docker/certs.d/ghcr.io/ca.crt"),
         ("http: server gave HTTP response to HTTPS client", "insecure-registries"),
         ("unexpected status: 507 Insufficient Storage", "make room at ghcr.io"),
+        ("unexpected status: 500 Internal Server Error", "has ghcr.io room left?"),
         ("405 Method Not Allowed", "PROCESSOR_REPOSITORY_PREFIX"),
         ("unexpected EOF", "the same command again sends only what is missing"),
     ],
 )
 def test_the_hint_of_a_failed_push_says_what_to_do(text: str, hint: str) -> None:
     assert hint in push_failure(text, IMAGE.repository).hint
+
+
+@pytest.mark.parametrize("where", ['Put "{}": EOF', "request to {}: 500 Internal Server Error", "request to {}"])
+def test_what_lets_anybody_upload_stays_out_of_the_message(where: str) -> None:
+    found = push_failure(where.format(f"{UPLOAD}?_state=open%3Dsesame&digest=sha256%3A{HEX}"), IMAGE.repository)
+
+    assert found.message == f"can't push to {IMAGE.repository}: {where.format(UPLOAD)}"

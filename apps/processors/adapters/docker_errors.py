@@ -31,7 +31,10 @@ _REFUSED: Final = ("unauthorized", "authorization failed", "authentication requi
 _BROKEN_OFF: Final = ("eof", "connection reset", "broken pipe", "closed network connection", "no route to host")
 _READ_ONLY: Final = ("405", "method not allowed", "unsupported", "read-only", "readonly")
 _FULL: Final = ("no space left", "507", "insufficient storage", "quota", "disk full")
+_DOWN: Final = ("502 ", "503 ", "504 ")
+_BROKEN: Final = ("500 ", "internal server error")
 _URL: Final = re.compile(r"https?://\S+|sha256:[0-9a-f]+")
+_QUERY: Final = re.compile(r"(https?://[^\s\"?]+)\?[^\s\"]*?(?=:?[\s\"]|$)")
 _NO_MANIFEST: Final = ("not found", "unknown", "no match for platform", "no matching manifest", "does not exist")
 
 
@@ -114,19 +117,24 @@ def push_failure(text: str, repository: str) -> OperationError:
     """The error for what the engine said of a push, in its answer or amid the progress."""
     host = repository.partition("/")[0]
     prose = _URL.sub("", text.lower())  # a digest may hold 405
-    message = f"can't push to {repository}: {text}"
+    message = f"can't push to {repository}: {_QUERY.sub(_WITHOUT_QUERY, text)}"
     if any(words in prose for words in _FULL):
-        return PushFailed(message, hint=f"make room at {host}; the same command again sends only what is missing")
+        return PushFailed(message, hint=f"make room at {host}; {_AGAIN}")
     if "server gave http response to https client" in prose:
         return ImageRegistryFailed(message, hint=f"name {host} in insecure-registries of the engine's daemon.json")
     if "x509" in prose:
         hint = f"give the engine the registry's CA: /etc/docker/certs.d/{host}/ca.crt"
         return ImageRegistryFailed(message, hint=hint)
-    if any(words in prose for words in (*_NETWORK, *_BROKEN_OFF)):
-        hint = f"is {host} reachable from the engine? the same command again sends only what is missing"
-        return ImageRegistryFailed(message, hint=hint)
+    if any(words in prose for words in (*_NETWORK, *_BROKEN_OFF, *_DOWN)):
+        return ImageRegistryFailed(message, hint=f"is {host} reachable from the engine, and well? {_AGAIN}")
     if any(words in prose for words in _REFUSED):
         return Unauthorized(message, hint=f"docker login {host}")
     if any(words in prose for words in _READ_ONLY):
         return PushFailed(message, hint=f"{host} takes no pushes: another place is PROCESSOR_REPOSITORY_PREFIX")
-    return PushFailed(message, hint="the same command again sends only what is missing")
+    if any(words in prose for words in _BROKEN):
+        return PushFailed(message, hint=f"has {host} room left? see its log; {_AGAIN}")
+    return PushFailed(message, hint=_AGAIN)
+
+
+_AGAIN: Final = "the same command again sends only what is missing"
+_WITHOUT_QUERY: Final = r"\1"  # an upload's query may be as good as a password

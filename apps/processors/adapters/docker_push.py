@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from apps.errors import PushFailed
+from apps.processors.adapters import docker_login
 from apps.processors.adapters.base import Progress, Sent
 from apps.processors.adapters.docker_client import DockerClient
 from apps.processors.adapters.docker_errors import causes, push_failure
+from apps.processors.adapters.oci_place import Place
 
 SILENCE_S: Final = 60.0
 _EVERY_S: Final = 1.0
@@ -25,10 +27,11 @@ class DockerPusher:
         """Connects to nothing yet.
 
         Args:
-            environment: the caller's; what of it counts is told in `DockerEngine`.
+            environment: the caller's; what of it counts is told in `DockerEngine`. A credential helper gets all.
             silence_s: how long a push may stand still before it counts as failed.
         """
-        self._client, self._silence_s = DockerClient(environment), silence_s
+        self._environment, self._silence_s = environment, silence_s
+        self._client = DockerClient(environment)
 
     def push(self, image: str, repository: str, tag: str, *, progress: Progress) -> Sent:
         import docker.errors
@@ -62,11 +65,14 @@ class DockerPusher:
                     yield json.loads(line)
 
     def _login(self, repository: str) -> str:
-        import docker.auth
-
-        host, _ = docker.auth.resolve_repository_name(repository)
-        login = docker.auth.get_config_header(self._client.api, host)
-        return str(login.decode() if isinstance(login, bytes) else login) if login else _NO_LOGIN
+        """The header with the login; engines before 23 want it even of those who have none."""
+        place = Place.parse(repository)
+        login = docker_login.find(self._environment, place)
+        document = {}
+        if login:
+            document = {"username": login.user, "password": login.password, "identitytoken": login.identity_token}
+            document |= {"serveraddress": place.login_key}
+        return base64.urlsafe_b64encode(json.dumps(document).encode()).decode()
 
     @contextmanager
     def _moving(self, repository: str) -> Iterator[None]:
@@ -88,10 +94,6 @@ class DockerPusher:
             f"the push to {repository} stood still for {self._silence_s:g} s",
             hint=f"is {host} well? the same command again sends only what is missing",
         )
-
-
-# Engines before 23 want the header even of those who have nothing to say.
-_NO_LOGIN: Final = base64.urlsafe_b64encode(b"{}").decode()
 
 
 class Layers:
