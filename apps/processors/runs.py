@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -47,7 +47,7 @@ class Known:
 
     def learn(self, **known: Any) -> None:
         """Put what was just learnt into the meta."""
-        self.meta = replace(self.meta, **known)
+        self.meta = self.meta._replace(**known)
 
 
 def execute(

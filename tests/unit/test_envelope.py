@@ -1,7 +1,6 @@
 import json
 import re
 import uuid
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 
@@ -50,7 +49,7 @@ def test_a_success_has_the_contracts_shape_and_order() -> None:
 
 
 def test_what_is_stored_is_what_json_prints() -> None:
-    odd = replace(SUCCESS, outputs=(replace(TEXT, path=PREFIX + "grüße 😀"),)).document()
+    odd = SUCCESS._replace(outputs=(TEXT._replace(path=PREFIX + "grüße 😀"),)).document()
     stdout = StringIO()
 
     command = SubcommandCommand(stdout=stdout)
@@ -62,7 +61,7 @@ def test_what_is_stored_is_what_json_prints() -> None:
 def test_an_error_has_error_and_partial_outputs_in_the_place_of_outputs_and_index() -> None:
     error = TimedOut("it took 5 s", hint="raise --timeout").words()
 
-    document = replace(SUCCESS, index_path=None, error=error).document()
+    document = SUCCESS._replace(index_path=None, error=error).document()
 
     assert list(document) == ["schema", "status", "execution_id", "ref", "error", "partial_outputs", "meta"]
     assert document["status"] == "error"
