@@ -211,3 +211,12 @@ def test_what_an_earlier_runtime_left_in_scratch_is_removed(start_runtime: Calla
 
     assert not (scratch / "spool-7").exists()
     assert again.run().completed.status == "success"
+
+
+def test_a_memory_limit_below_python_itself_is_said_to_each_run(start_runtime: Callable[..., Runtime]) -> None:
+    runtime = start_runtime(QUIET, wait=False, runtime={"memory_gb": 0.00001})
+
+    error = runtime.run().error
+
+    assert error["code"] == "ERR_RUNTIME"
+    assert runtime.get("/healthz")[0] == 200

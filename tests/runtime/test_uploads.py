@@ -352,6 +352,51 @@ def test_a_store_that_refuses_a_direct_upload_is_err_upload(runtime: Runtime, st
     assert error["details"] == {"path": "big.bin", "status": 403}
 
 
+def test_a_cancel_breaks_a_direct_upload_off(runtime: Runtime) -> None:
+    async def scene() -> tuple[float, Result]:
+        taken = asyncio.Event()
+
+        async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            taken.set()
+            try:
+                await asyncio.sleep(10)  # reads nothing more: the request hangs in the middle
+            finally:
+                writer.transport.abort()
+
+        server = await asyncio.start_server(swallow, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/key"
+        async with server, runtime.session() as session:
+            identity = await session.start(inputs={"size": 100 * 2**20})
+            while not isinstance(message := session.side.receive(await session.socket.recv()), Upload):
+                pass
+            request = {"method": "PUT", "url": url, "headers": {}}
+            await session.socket.send(encode(Grant(message.upload, "direct", request=request)))
+            await taken.wait()
+            began = time.monotonic()
+            await session.socket.send(encode(Cancel(identity, "user")))
+            result = await session.finish()
+            return time.monotonic() - began, result
+
+    took_s, result = asyncio.run(scene())
+
+    assert took_s < 0.4
+    assert result.error["details"] == {"by": "user", "step": "handler"}
+
+
+@pytest.mark.parametrize("request_", [{"method": "PUT", "url": "ftp://x/y", "headers": {}}, None])
+def test_a_grant_that_cannot_be_followed_is_err_upload(runtime: Runtime, request_: dict[str, Any] | None) -> None:
+    async def scene() -> Result:
+        async with runtime.session() as session:
+            await session.start(inputs={"size": 1})
+            while not isinstance(message := session.side.receive(await session.socket.recv()), Upload):
+                pass
+            await session.socket.send(encode(Grant(message.upload, "direct", request=request_)))
+            return await session.finish()
+
+    assert asyncio.run(scene()).error["code"] == "ERR_UPLOAD"
+
+
 def test_a_store_that_does_not_answer_is_err_upload(runtime: Runtime) -> None:
     error = asyncio.run(grant_directly(runtime, "http://127.0.0.1:1/x", 10)).error
 
