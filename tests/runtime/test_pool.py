@@ -1,3 +1,5 @@
+"""The pool of workers by itself: what no runtime can be brought to at will."""
+
 import asyncio
 import json
 import socket

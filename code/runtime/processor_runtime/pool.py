@@ -158,9 +158,9 @@ class Pool:
         self._workers.pop(worker.number, None)
         if worker in self._idle[worker.mode]:
             self._idle[worker.mode].remove(worker)
-        scratch.remove_later(self._environment.scratch / f"worker-{worker.number}")
         if self._closing:
-            return
+            return  # the engine removes the scratch space, and our own threads may be over
+        scratch.remove_later(self._environment.scratch / f"worker-{worker.number}")
         if not worker.ended_by_us:
             self.deaths += 1
             log.warning("worker %d (%s): %s", worker.number, worker.mode, failure.message)
