@@ -11,6 +11,7 @@ from apps.storage.base import StorageBackend
 
 if TYPE_CHECKING:
     from apps.processors.adapters.base import Engine, ImageBuilder
+    from apps.processors.proving import Inventory, ProvenanceSource
 
 
 def root_id(root: Path) -> str:
@@ -50,6 +51,22 @@ def builder(settings: Settings) -> "ImageBuilder":
     from apps.processors.adapters.buildx import BuildxBuilder
 
     return BuildxBuilder(settings.environment, settings.build_contexts, settings.build_secrets, settings.caller)
+
+
+def provenance_source(settings: Settings) -> "ProvenanceSource":
+    """What tells how an image was built: the same BuildKit that built it."""
+    from apps.processors.adapters.buildx import BuildxBuilder
+    from apps.processors.adapters.buildx_provenance import BuildxProvenance
+
+    builder = BuildxBuilder(settings.environment, settings.build_contexts, settings.build_secrets, settings.caller)
+    return BuildxProvenance(builder)
+
+
+def inventory(settings: Settings) -> "Inventory":
+    """What tells what is in an image of the Docker Engine."""
+    from apps.processors.adapters.sbom import DockerInventory
+
+    return DockerInventory(settings.environment)
 
 
 def storage(settings: Settings) -> StorageBackend:
