@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.commands.workshop import Workshop
-from tests.processors import runtime_lock
-from tests.shell import PROJECT, Shell, copy_checkout
+from tests.shell import Shell, copy_checkout
 
 
 @pytest.fixture(scope="session")
@@ -14,8 +13,5 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     """A checkout on the process engine. Tests share it: each uses refs of its own, or leaves shared ones running."""
     folder = tmp_path_factory.mktemp("workshop")
     shell = Shell(copy_checkout(folder / "checkout"), home=folder, variables={"LOCAL_ENGINE": "process"})
-    (shell.root / "manage.py").symlink_to(PROJECT / "manage.py")
-    # Its mock needs no LiteLLM, which takes half a minute to install.
-    (shell.root / "code/processors/llm/litellm/1/requirements.lock").write_text(runtime_lock())
     yield Workshop(shell)
     shell.close()
