@@ -13,7 +13,7 @@ from apps.errors import ConfigurationError, EngineFailed, NotStarted, OperationE
 from apps.processors.adapters.base import Container, Engine, LogLine, Progress
 from apps.processors.atomic import write_text
 from apps.processors.reference import Platform, ProcessorRef
-from apps.processors.selection import difference, select
+from apps.processors.selection import difference, standard
 from apps.processors.spec import ProcessorSpec
 from apps.processors.state import ContainerRecord, LocalState
 
@@ -156,7 +156,8 @@ def status(
         ref = _ref_of(container)
         if only is None or ref == only:
             _remember(ref, engine, container, state)
-            rows.append(_row(ref, engine, container, _drift(ref, engine, container, state, spec_of, warn)))
+            row = _row(ref, engine, container, _drift(ref, engine, container, state, spec_of, warn))
+            rows.append({**row, "source": _source(container, state.container(ref))})
     if only is not None and not rows:
         spec_of(only)
     return sorted(rows, key=lambda row: str(row["ref"]))
@@ -182,6 +183,13 @@ def _remember(ref: ProcessorRef, engine: Engine, container: Container, state: Lo
             secrets_hmac="",  # unknown: the next start replaces it
         ),
     )
+
+
+def _source(container: Container, record: ContainerRecord | None) -> str | None:
+    """A build that was pinned since goes on as the pin: a later `start` found it so."""
+    if record is not None and record.id == container.id:
+        return record.source
+    return container.labels.get("theory.source")
 
 
 def _row(ref: ProcessorRef, engine: Engine, container: Container, drift: dict[str, str] | None) -> dict[str, Any]:
@@ -216,23 +224,36 @@ def _drift(
     warn: Warn,
 ) -> dict[str, str] | None:
     try:
-        spec = spec_of(ref)
-        selection = select(
-            spec,
+        found = standard(
+            spec_of(ref),
             Platform.parse(container.labels.get("theory.platform", "")),
+            state.container(ref),
             builds=state.builds(ref),
             engine=engine.name,
             gives_digests=engine.gives_digests,
         )
+        image, names = image_of(engine, container)
     except OperationError as exc:
         warn(f"{ref}: {exc.message}")
         return None
+    if found.note:
+        warn(found.note)
     return difference(
-        image=container.labels.get("theory.digest", ""),
+        image=image,
         spec=container.labels.get("theory.spec", ""),
-        selection=selection,
-        spec_now=spec.spec_digest,
+        selection=found.selection,
+        spec_now=found.spec_digest,
+        known_as=names,
     )
+
+
+def image_of(engine: Engine, container: Container) -> tuple[str, frozenset[str]]:
+    """What the container was made from, by the engine's word and not its own: the digest to show, and all names."""
+    label = container.labels.get("theory.digest", "")
+    if container.image is None:
+        return label, frozenset()
+    names = engine.image_names(container.image)
+    return (label if label in names else container.image), names
 
 
 def log_file(state: LocalState, ref: ProcessorRef) -> Path:

@@ -1,23 +1,16 @@
 """Start a processor on this machine: one ready container of the selected image, reused while nothing differs."""
 
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from apps.errors import (
-    ConfigurationError,
-    EngineFailed,
-    ImageNotFound,
-    MissingSecret,
-    RuntimeFailed,
-)
-from apps.processors import environment
-from apps.processors.adapters.base import Container, Engine, Launch, NameTaken, PortTaken, Progress
-from apps.processors.containers import Warn, keep_logs, last_words, log_file, of_ref, probe, retire
+from apps.errors import ConfigurationError, ImageNotFound, MissingSecret
+from apps.processors import environment, launching
+from apps.processors.adapters.base import Container, Engine, Launch, Progress
+from apps.processors.containers import Warn, keep_logs, log_file, of_ref, probe, retire
 from apps.processors.reference import Platform, ProcessorRef
-from apps.processors.selection import Selection, select
+from apps.processors.selection import Selection, forced_note, select
 from apps.processors.spec import ProcessorSpec
 from apps.processors.state import ContainerRecord, LocalState
 
@@ -73,6 +66,19 @@ class Starting:
     platform: Platform | None = None
     timeout_s: float = 120.0
     allow_missing_secrets: bool = False
+    source: str | None = None
+    """pin or build: take that one, whatever the registry would select."""
+    allow_drift: bool = False
+    """Let what runs go on, and ask the registry no more until the next start."""
+
+    @property
+    def forced(self) -> str | None:
+        """The choice as it is recorded."""
+        return "drift" if self.allow_drift else self.source
+
+    @property
+    def keeps_what_runs(self) -> bool:
+        return self.allow_drift and self.source is None
 
 
 def start(
@@ -87,6 +93,7 @@ def start(
 ) -> Started:
     """Have one ready container of the ref's selected image; reuse the one that runs when nothing differs.
 
+    With `asked.allow_drift` alone, image and spec of the one that runs may differ. A forced choice is recorded.
     `others` are the engines that must not run the ref too. Raises MissingSecret, EngineFailed, ImageNotFound,
     ImagePullFailed, ConfigurationError, RuntimeFailed (it ended, or was not ready within `timeout_s`).
     """
@@ -99,18 +106,20 @@ def start(
             hint="export them, or start with --allow-missing-secrets for mock runs",
             details={"missing": list(secrets.missing)},
         )
+    if asked.forced:
+        warn(forced_note(spec.ref, asked.forced))
     platform = asked.platform or engine.platform()
     with state.changing(spec.ref):
         _refuse_second_engine(spec.ref, others)
-        selection = select(
-            spec, platform, builds=state.builds(spec.ref), engine=engine.name, gives_digests=engine.gives_digests
-        )
-        for note in selection.notes:
-            warn(note)
         found = of_ref(engine, spec.ref)
-        wanted = _Wanted(spec, selection, secrets.values, state.secrets_hmac(secrets.values))
-        if (reused := _reusable(found, wanted, state)) is not None:
-            return _started(wanted, engine, reused, reused=True, replaced=None, began=began)
+        fingerprint = state.secrets_hmac(secrets.values)
+        running = _running(found, state.container(spec.ref), platform, fingerprint)
+        kept = running if running is not None and asked.keeps_what_runs and _is_ready(running) else None
+        selection = _of_labels(kept, platform) if kept else _select(asked, platform, engine, state, warn)
+        wanted = _Wanted(spec, selection, secrets.values, fingerprint, asked.forced)
+        if running is not None and (kept or (_fits(running, selection, spec) and _is_ready(running))):
+            _record_choice(wanted, state)
+            return _started(wanted, engine, running, reused=True, replaced=None, began=began)
         image = _image(wanted, engine, progress)
         for old in found:
             retire(old, spec.ref, engine, state, progress)
@@ -127,6 +136,7 @@ class _Wanted:
     selection: Selection
     secrets: Mapping[str, str]
     secrets_hmac: str
+    forced: str | None
 
     def labels(self, root_id: str) -> dict[str, str]:
         return {
@@ -175,20 +185,52 @@ def _refuse_second_engine(ref: ProcessorRef, others: Sequence[Engine]) -> None:
             )
 
 
-def _reusable(found: Sequence[Container], wanted: _Wanted, state: LocalState) -> Container | None:
-    """The running container in which nothing differs, and which answers."""
-    record = state.container(wanted.spec.ref)
+def _running(
+    found: Sequence[Container], record: ContainerRecord | None, platform: Platform, fingerprint: str
+) -> Container | None:
+    """The running container that the last `start` made, of this platform and with these secrets."""
+    if record is None or record.secrets_hmac != fingerprint:
+        return None
     for each in found:
-        same = (
-            each.state == "running"
-            and record is not None
-            and record.id == each.id
-            and record.secrets_hmac == wanted.secrets_hmac
-            and wanted.labels("").items() - {("theory.root", "")} <= each.labels.items()
-        )
-        if same and each.host_port is not None and probe(each.host_port) == "ready":
+        if (each.state, each.id, each.labels.get("theory.platform")) == ("running", record.id, str(platform)):
             return each
     return None
+
+
+def _select(asked: Starting, platform: Platform, engine: Engine, state: LocalState, warn: Warn) -> Selection:
+    selection = select(
+        asked.spec,
+        platform,
+        builds=state.builds(asked.spec.ref),
+        engine=engine.name,
+        gives_digests=engine.gives_digests,
+        forced=asked.source,
+    )
+    for note in selection.notes:
+        warn(note)
+    return selection
+
+
+def _fits(running: Container, selection: Selection, spec: ProcessorSpec) -> bool:
+    image, spec_digest = (running.labels.get(name) for name in ("theory.digest", "theory.spec"))
+    return image in selection.names and spec_digest == spec.spec_digest
+
+
+def _is_ready(running: Container) -> bool:
+    return running.host_port is not None and probe(running.host_port) == "ready"
+
+
+def _of_labels(running: Container, platform: Platform) -> Selection:
+    source, digest = (running.labels.get(name, "") for name in ("theory.source", "theory.digest"))
+    return Selection(source, digest, None, None, platform, ())
+
+
+def _record_choice(wanted: _Wanted, state: LocalState) -> None:
+    """Of a container that goes on: why it does, which may be another reason than the one it was started for."""
+    record = state.container(wanted.spec.ref)
+    if record is not None:
+        choice = replace(record, source=wanted.selection.source, forced=wanted.forced)
+        state.record_container(wanted.spec.ref, choice)
 
 
 def _image(wanted: _Wanted, engine: Engine, progress: Progress) -> str:
@@ -220,7 +262,7 @@ def _launch(
     warn: Warn,
 ) -> Container:
     spec, selection = wanted.spec, wanted.selection
-    port = state.allocate_port(spec.ref, usable=_is_free)
+    port = state.allocate_port(spec.ref, usable=launching.is_free)
     launch = Launch(
         name=f"processor-{spec.ref.slug}-{root_id}",
         ref=spec.ref,
@@ -232,9 +274,9 @@ def _launch(
         labels=wanted.labels(root_id),
         limits=spec.runtime.limits(),
     )
-    container = _on_a_free_port(launch, engine, state, warn)
+    container = launching.launch(launch, engine, state, warn)
     try:
-        _await_ready(container, engine, spec.ref, timeout_s=asked.timeout_s)
+        launching.await_ready(container, engine, spec.ref, timeout_s=asked.timeout_s)
         state.record_container(
             spec.ref,
             ContainerRecord(
@@ -248,6 +290,7 @@ def _launch(
                 platform=str(selection.platform),
                 secrets=tuple(sorted(wanted.secrets)),
                 secrets_hmac=wanted.secrets_hmac,
+                forced=wanted.forced,
             ),
         )
     except BaseException:  # Ctrl-C too: what is not ready is not left behind
@@ -257,50 +300,3 @@ def _launch(
         raise
     log_file(state, spec.ref).unlink(missing_ok=True)  # from here on the engine has them
     return container
-
-
-def _on_a_free_port(launch: Launch, engine: Engine, state: LocalState, warn: Warn) -> Container:
-    for _ in range(5):
-        try:
-            return engine.launch(launch)
-        except PortTaken:
-            port = state.allocate_port(launch.ref, usable=_is_free, replace=True)
-            warn(f"port {launch.host_port} is taken by something else; {launch.ref} has port {port} from now on")
-            launch = replace(launch, host_port=port)
-        except NameTaken as exc:
-            raise EngineFailed(
-                f"a container named {launch.name} exists that is not ours", hint=f"docker rm -f {launch.name}"
-            ) from exc
-    raise EngineFailed(f"no free port for {launch.ref} after five tries", hint="try again")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe_socket:
-        try:
-            probe_socket.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
-
-
-def _await_ready(container: Container, engine: Engine, ref: ProcessorRef, *, timeout_s: float) -> None:
-    assert container.host_port is not None  # noqa: S101  just published
-    deadline, pause_s, looked = time.monotonic() + timeout_s, 0.01, 0.0
-    while True:
-        if probe(container.host_port) == "ready":
-            return
-        now = time.monotonic()
-        if now - looked > 0.25:  # asking the engine costs more than asking the port
-            looked = now
-            alive = next((each for each in engine.containers() if each.id == container.id), None)
-            if alive is None or alive.state != "running":
-                raise _ended(alive or container, engine, ref, f"{ref} ended before it was ready")
-        if now > deadline:
-            raise _ended(container, engine, ref, f"{ref} was not ready within {timeout_s:g} s")
-        time.sleep(pause_s)
-        pause_s = min(pause_s * 1.5, 0.2)
-
-
-def _ended(container: Container, engine: Engine, ref: ProcessorRef, message: str) -> RuntimeFailed:
-    """The error for a container that ended or never came up, with its last words."""
-    return RuntimeFailed(message, hint=f"localctl logs --ref {ref}", details=last_words(container, engine))

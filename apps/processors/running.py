@@ -24,7 +24,7 @@ from apps.processors import checked, engines, inputs, runs
 from apps.processors.door import Door, Unreachable
 from apps.processors.envelope import Meta, new_execution_id
 from apps.processors.reference import Platform, ProcessorRef
-from apps.processors.selection import difference, select
+from apps.processors.selection import difference, standard
 from apps.processors.spec import ProcessorSpec
 from apps.processors.state import ContainerRecord, LocalState
 from apps.settings import Settings
@@ -79,6 +79,7 @@ def run(
     storage: Callable[[Settings], StorageBackend],
     engine_of: "Callable[[str], Engine]",
     on_event: runs.EventSink,
+    warn: Callable[[str], None],
 ) -> Ran:
     """One execution in the ref's container; an execution that a complete prefix already names is given back.
 
@@ -87,7 +88,7 @@ def run(
     meta = Meta(adapter="local", engine=settings.engine, mode=asked.mode)
     known = runs.Known(asked.execution_id or new_execution_id(), asked.ref, meta)
     try:
-        return _run(asked, known, settings, state, storage, engine_of, on_event)
+        return _run(asked, known, settings, state, storage, engine_of, on_event, warn)
     except OperationError as error:
         raise known.failed(error) from error
     except KeyboardInterrupt as exc:  # where no execution could be cancelled yet, or the user would not wait for it
@@ -102,6 +103,7 @@ def _run(
     storage: Callable[[Settings], StorageBackend],
     engine_of: "Callable[[str], Engine]",
     on_event: runs.EventSink,
+    warn: Callable[[str], None],
 ) -> Ran:
     spec = checked.load(settings.root, ProcessorRef.parse(asked.ref), folder=settings.state)
     known.learn(spec_digest=spec.spec_digest)
@@ -125,7 +127,7 @@ def _run(
 
     def identify(hello: protocol.Hello) -> None:
         _refuse_stranger(hello, spec)
-        _refuse_drift(hello, spec, asked, record, state)
+        _refuse_drift(hello, spec, asked, record, state, warn)
 
     try:
         envelope = runs.execute(request, door, known=known, artifacts=place, identify=identify, on_event=on_event)
@@ -194,22 +196,32 @@ def _refuse_drift(
     asked: Asked,
     record: ContainerRecord,
     state: LocalState,
+    warn: Callable[[str], None],
 ) -> None:
     platform = asked.platform or Platform.parse(record.platform)
-    selection = select(
+    expected = standard(
         spec,
         platform,
+        record,
         builds=state.builds(spec.ref),
         engine=record.engine,
         gives_digests=engines.traits(record.engine).gives_digests,
     )
-    found = difference(image=hello.image_digest, spec=hello.spec_digest, selection=selection, spec_now=spec.spec_digest)
+    if expected.note:
+        warn(expected.note)
+    found = difference(
+        image=hello.image_digest,
+        spec=hello.spec_digest,
+        selection=expected.selection,
+        spec_now=expected.spec_digest,
+    )
     if found is not None:
         raise Drift(
             f"the running {found['of']} of {spec.ref} is {found['running']}, "
             f"{found['selected']} would be started for {platform}",
             hint=f"localctl start --ref {spec.ref}"
-            + (f" --platform {platform.architecture}" if asked.platform else ""),
+            + (f" --platform {platform.architecture}" if asked.platform else "")
+            + (f" --source {record.forced}" if record.forced in ("build", "pin") else ""),
             details=found,
         )
 

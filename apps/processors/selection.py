@@ -1,11 +1,12 @@
 """Which image runs: the choice between pin and build, and what differs from it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from apps.errors import ConfigurationError, ImageNotFound
-from apps.processors.reference import ImageReference, Platform
+from apps.processors.reference import ImageReference, Platform, ProcessorRef
 from apps.processors.spec import ProcessorSpec
-from apps.processors.state import BuildRecord
+from apps.processors.state import BuildRecord, ContainerRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,12 @@ class Selection:
     platform: Platform
     notes: tuple[str, ...]
     """What a user should hear of the choice."""
+    also: tuple[str, ...] = ()
+    """What else names this image: a build that was started before its push reports its id."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset((self.digest, *self.also))
 
 
 def select(
@@ -61,16 +68,57 @@ def select(
     if forced == "build":
         return _built(spec, platform, made)
     if forced == "pin" or made is None:
-        return _pinned(spec, platform, pin, forced=forced == "pin")
+        return _pinned(spec, platform, pin, made, forced=forced == "pin")
     if pin is None or made.pin == str(pin):
         return _built(spec, platform, made)
     note = f"the pin of {spec.ref} for {platform} changed after the last build: the pin is taken"
-    return _pinned(spec, platform, pin, notes=(note,))
+    return _pinned(spec, platform, pin, made, notes=() if pin.digest == made.digest else (note,))
 
 
-def difference(*, image: str, spec: str, selection: Selection, spec_now: str) -> dict[str, str] | None:
-    """Running and selected digest of the first thing that differs, image before spec; None without drift."""
-    if image != selection.digest:
+def forced_note(ref: ProcessorRef, forced: str) -> str:
+    """What a user should hear of a choice that `start` was told, there and whenever it counts."""
+    if forced == "drift":
+        return f"{ref}: --allow-drift at start: what runs is not compared with the registry until the next one"
+    return f"{ref}: --source {forced} at start, which counts until the next one"
+
+
+@dataclass(frozen=True, slots=True)
+class Standard:
+    """What a container that was started is compared with until the next start."""
+
+    selection: Selection
+    spec_digest: str
+    note: str | None
+    """What a user should hear whenever a choice was forced at start."""
+
+
+def standard(
+    spec: ProcessorSpec,
+    platform: Platform,
+    record: ContainerRecord | None,
+    *,
+    builds: tuple[BuildRecord, ...],
+    engine: str,
+    gives_digests: bool,
+) -> Standard:
+    """What `start` would select now; where it was told otherwise at the last start, that. Raises as `select`."""
+    forced = record.forced if record is not None else None
+    if record is not None and forced == "drift" and record.platform == str(platform):
+        kept = Selection(record.source, record.image_digest, None, None, platform, ())
+        return Standard(kept, record.spec_digest, forced_note(spec.ref, forced))
+    forced = forced if forced in ("build", "pin") else None
+    selection = select(spec, platform, builds=builds, engine=engine, gives_digests=gives_digests, forced=forced)
+    return Standard(selection, spec.spec_digest, forced_note(spec.ref, forced) if forced else None)
+
+
+def difference(
+    *, image: str, spec: str, selection: Selection, spec_now: str, known_as: Collection[str] = ()
+) -> dict[str, str] | None:
+    """Running and selected digest of the first thing that differs, image before spec; None without drift.
+
+    `known_as` are further names of the running image, by the engine's word.
+    """
+    if selection.names.isdisjoint((image, *known_as)):
         return {"of": "image", "running": image, "selected": selection.digest}
     if spec != spec_now:
         return {"of": "spec", "running": spec, "selected": spec_now}
@@ -80,13 +128,14 @@ def difference(*, image: str, spec: str, selection: Selection, spec_now: str) ->
 def _built(spec: ProcessorSpec, platform: Platform, made: BuildRecord | None, notes: tuple[str, ...] = ()) -> Selection:
     if made is None:
         raise ImageNotFound(f"{spec.ref} was not built for {platform}", hint=_build_line(spec, platform))
-    return Selection("build", made.identity, made.image, None, platform, notes)
+    return Selection("build", made.identity, made.image, None, platform, notes, made.identities[1:])
 
 
 def _pinned(
     spec: ProcessorSpec,
     platform: Platform,
     pin: ImageReference | None,
+    made: BuildRecord | None,
     *,
     notes: tuple[str, ...] = (),
     forced: bool = False,
@@ -94,7 +143,8 @@ def _pinned(
     if pin is None:
         what = "has no pin" if forced else "was neither built nor pinned"
         raise ImageNotFound(f"{spec.ref} {what} for {platform}", hint=_build_line(spec, platform))
-    return Selection("pin", pin.digest, None, pin, platform, notes)
+    also = made.identities[1:] if made is not None and made.digest == pin.digest else ()
+    return Selection("pin", pin.digest, None, pin, platform, notes, also)
 
 
 def _build_line(spec: ProcessorSpec, platform: Platform) -> str:

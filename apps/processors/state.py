@@ -97,6 +97,8 @@ class ContainerRecord:
     platform: str
     secrets: tuple[str, ...]
     secrets_hmac: str
+    forced: str | None = None
+    """A choice that `start` was told: build or pin (`--source`), or drift (`--allow-drift`)."""
 
     def document(self) -> dict[str, Any]:
         return {**asdict(self), "secrets": list(self.secrets)}
@@ -183,13 +185,21 @@ class LocalState:
         return tuple(BuildRecord(**found) for found in self._entries("builds.json", "builds").get(str(ref), []))
 
     def record_builds(self, ref: ProcessorRef, records: Iterable[BuildRecord]) -> None:
-        """Put `records` in the place of older ones of the same engine and platform."""
-        new = [asdict(record) for record in records]
-        replaced = {(record["engine"], record["platform"]) for record in new}
+        """Put `records` in the place of older ones of the same engine and platform.
+
+        A digest that a push told of the same image stays known.
+        """
+        new = {(record.engine, record.platform): asdict(record) for record in records}
 
         def change(entries: dict[str, Any]) -> dict[str, Any]:
-            old = [each for each in entries.get(str(ref), []) if (each["engine"], each["platform"]) not in replaced]
-            return {**entries, str(ref): old + new}
+            kept = []
+            for old in entries.get(str(ref), []):
+                record = new.get((old["engine"], old["platform"]))
+                if record is None:
+                    kept.append(old)
+                elif record["image_id"] == old["image_id"]:
+                    record["digest"] = record["digest"] or old["digest"]
+            return {**entries, str(ref): [*kept, *new.values()]}
 
         self._change("builds.json", "builds", change)
 

@@ -23,6 +23,7 @@ from apps.processors.reference import ProcessorRef
 
 SOURCE = Path(__file__).parent / "images" / "probe"
 REF = ProcessorRef.parse("test/probe@1")
+SOURCE_DIGEST = "sha256:0123456789ab".ljust(71, "0")
 MIB = 1024**2
 PATIENCE_S = 30.0
 
@@ -191,7 +192,7 @@ def process_place(folder: Path) -> Place:
     shutil.copy(SOURCE / "probe.py", runtime / "__main__.py")
     (venv / "bin" / "python").symlink_to(sys.executable)
     (venv / ".complete").touch()
-    (image / "image.json").write_text(json.dumps({"schema": 1, "venv": "venvs/probe"}))
+    (image / "image.json").write_text(json.dumps({"schema": 1, "venv": "venvs/probe", "source_digest": SOURCE_DIGEST}))
     return Place(
         make=lambda root_id: HostEngine(folder, root_id),
         image=str(image.relative_to(folder)),

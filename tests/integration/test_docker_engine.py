@@ -233,6 +233,17 @@ def test_a_pulled_image_is_found_by_its_digest(store: Place, origin: Registry) -
     assert engine.local_image(image.digest, repository=image.repository, platform=own) == name
 
 
+def test_a_pulled_image_is_known_by_its_manifests_digest_and_its_id(store: Place, origin: Registry) -> None:
+    name = store.engine.pull(origin.image, store.engine.platform(), progress=lambda _: None)
+    identifier = docker("image", "inspect", "--format", "{{.Id}}", name, environment=store.docker).strip()
+
+    assert store.engine.image_names(identifier) == {identifier, origin.image.digest}
+
+
+def test_an_image_that_is_gone_keeps_its_one_name(store: Place) -> None:
+    assert store.engine.image_names("sha256:" + "0" * 64) == {"sha256:" + "0" * 64}
+
+
 def test_an_image_is_found_whatever_repository_it_came_from(store: Place, origin: Registry) -> None:
     store.engine.pull(origin.image, store.engine.platform(), progress=lambda _: None)
 

@@ -14,7 +14,16 @@ import pytest
 from apps.errors import ImageNotFound
 from apps.processors.adapters.base import LogLine, NameTaken, PortTaken
 from apps.processors.reference import Platform
-from tests.integration.probe import Place, Probe, docker_image, docker_place, free_port, process_place
+from tests.integration.probe import (
+    SOURCE_DIGEST,
+    Place,
+    Probe,
+    docker,
+    docker_image,
+    docker_place,
+    free_port,
+    process_place,
+)
 
 
 @pytest.fixture(scope="session")
@@ -84,6 +93,20 @@ def test_an_unknown_image_is_not_found_and_leaves_nothing(place: Place) -> None:
 def test_has_image_tells_the_image_that_is_here_from_one_that_is_not(place: Place) -> None:
     assert place.engine.has_image(place.image)
     assert not place.engine.has_image(place.absent_image)
+
+
+def test_the_engine_says_what_a_container_was_made_from_whatever_its_labels_say(place: Place) -> None:
+    lying = {"theory.ref": "test/probe@1", "theory.root": place.root_id, "theory.digest": "sha256:" + "0" * 64}
+
+    launched = place.launch(labels=lying)
+
+    if place.docker:
+        made_from = docker("image", "inspect", "--format", "{{.Id}}", place.image, environment=place.docker).strip()
+    else:
+        made_from = SOURCE_DIGEST
+    assert launched.container.image == launched.now().image == made_from
+    assert made_from in place.engine.image_names(made_from)
+    assert "sha256:" + "0" * 64 not in place.engine.image_names(made_from)
 
 
 def test_a_taken_port_is_said_and_leaves_nothing(place: Place) -> None:

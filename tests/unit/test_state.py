@@ -132,6 +132,28 @@ def test_a_new_build_replaces_the_one_of_its_platform_only(state: LocalState) ->
     assert set(state.builds(REF)) == {newer, arm}
 
 
+def test_a_digest_that_a_push_told_stays_with_its_image_and_no_other(state: LocalState) -> None:
+    untold = replace(BUILD, digest=None)
+    state.record_builds(REF, [untold])
+    state.record_digest(REF, untold, "sha256:" + "d" * 64)
+
+    state.record_builds(REF, [replace(untold, built_at="2026-01-02T00:00:00.000Z")])
+    (same,) = state.builds(REF)
+    state.record_builds(REF, [replace(untold, image_id="sha256:" + "e" * 64)])
+    (another,) = state.builds(REF)
+
+    assert (same.digest, same.built_at[:10]) == ("sha256:" + "d" * 64, "2026-01-02")
+    assert another.digest is None
+
+
+def test_a_container_of_an_earlier_version_was_not_forced(state: LocalState) -> None:
+    document = CONTAINER.document()
+    del document["forced"]
+
+    assert ContainerRecord.read(document) == CONTAINER
+    assert ContainerRecord.read(replace(CONTAINER, forced="pin").document()).forced == "pin"
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 2}', "\0"])
 def test_a_damaged_file_is_named_with_the_line_that_mends_it(state: LocalState, text: str) -> None:
     state.folder.mkdir(parents=True)

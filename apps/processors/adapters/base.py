@@ -53,6 +53,8 @@ class Container:
     exit_status: int | None = None
     """Minus the signal's number where a signal ended it; None while it runs."""
     out_of_memory: bool = False
+    image: str | None = None
+    """Digest or id of what the engine made it from, by its own word, whatever the labels say; None: it can't tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,10 @@ class Engine(Protocol):
 
     def has_image(self, image: str) -> bool:
         """Whether `image` (as a builder named it) is still on this machine."""
+        ...
+
+    def image_names(self, image: str) -> frozenset[str]:
+        """Every digest and id that the engine knows `image` (a `Container.image`) by, that one too."""
         ...
 
     def pull(self, image: ImageReference, platform: Platform, *, progress: Progress) -> str:

@@ -61,6 +61,10 @@ class DockerEngine:
     def has_image(self, image: str) -> bool:
         return self._image(image) is not None
 
+    def image_names(self, image: str) -> frozenset[str]:
+        found = self._image(image) or {}
+        return frozenset((image, *(name.rpartition("@")[2] for name in found.get("RepoDigests") or ())))
+
     def pull(self, image: ImageReference, platform: Platform, *, progress: Progress) -> str:
         docker_pull.pull(self._client, image, platform, progress=progress)
         return str(image)
@@ -194,6 +198,7 @@ def _container(found: dict[str, Any]) -> Container:
         exit_status=status,
         # The flag stays up when only a child was killed, and the container went on to end by itself.
         out_of_memory=bool(state.get("OOMKilled")) and status == -signal.SIGKILL,
+        image=found.get("Image"),
     )
 
 

@@ -23,7 +23,7 @@ from apps.errors import ConfigurationError, EngineFailed, ImageNotFound, ImagePu
 from apps.processors import engines
 from apps.processors.adapters import command, host_log, host_shim
 from apps.processors.adapters.base import Container, Launch, LogLine, NameTaken, PortTaken, Progress
-from apps.processors.adapters.host_process import SETTLE_S, Record, container_of, sweep, until
+from apps.processors.adapters.host_process import IMAGE, SETTLE_S, Record, container_of, sweep, until
 from apps.processors.atomic import exclusive_lock
 from apps.processors.reference import ImageReference, Platform
 
@@ -31,8 +31,6 @@ SHIM: Final = Path(host_shim.__file__)
 LAUNCH_S: Final = 30.0
 """From the shim's start to its answer; milliseconds on a machine that is not on its knees."""
 
-IMAGE: Final = "image.json"
-"""In a snapshot, there once it is complete: which virtual environment it needs."""
 COMPLETE: Final = ".complete"
 """In a virtual environment, written last."""
 _IMAGE = re.compile(r"images/[a-z0-9-]+/[0-9a-f]{12}")
@@ -70,6 +68,9 @@ class HostEngine:
 
     def has_image(self, image: str) -> bool:
         return self._python(image) is not None
+
+    def image_names(self, image: str) -> frozenset[str]:
+        return frozenset((image,))
 
     def pull(self, image: ImageReference, platform: Platform, *, progress: Progress) -> str:
         raise ImagePullFailed(

@@ -9,13 +9,15 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from apps.errors import BuildFailed
 from apps.processors.adapters import command
 from apps.processors.adapters.base import BaseImage, BuildRequest, BuiltImage, Progress
-from apps.processors.adapters.host import COMPLETE, IMAGE, delete, interpreter, own_platform
+from apps.processors.adapters.host import COMPLETE, delete, interpreter, own_platform
+from apps.processors.adapters.host_process import IMAGE
 from apps.processors.adapters.host_shim import RECORD
 from apps.processors.atomic import exclusive_lock, sync_directory, write_text
 from apps.processors.reference import Platform
@@ -181,11 +183,17 @@ class HostBuilder:
         newest = sorted(snapshots.glob(f"*/{IMAGE}"), key=lambda each: each.stat().st_mtime, reverse=True)
         for old in newest[KEPT:]:
             if old.parent.relative_to(self._folder).as_posix() not in running:
-                delete(old.parent)
+                _drop(old.parent)
         needed = {_read(each).get("venv") for each in self._folder.glob(f"images/*/*/{IMAGE}")}
         for venv in self._folder.glob("venvs/*"):
             if venv.relative_to(self._folder).as_posix() not in needed:
-                delete(venv)
+                _drop(venv)
+
+
+def _drop(folder: Path) -> None:
+    """Delete it, or leave it to the next build: the pip of a build that was killed may still be writing there."""
+    with suppress(OSError):
+        delete(folder)
 
 
 def _read(path: Path) -> dict[str, Any]:

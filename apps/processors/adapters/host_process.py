@@ -14,6 +14,8 @@ from apps.errors import EngineFailed
 from apps.processors.adapters import host_shim
 from apps.processors.adapters.base import Container
 
+IMAGE: Final = "image.json"
+"""In a snapshot, there once it is complete: what it was made from, and which virtual environment it needs."""
 SETTLE_S: Final = 10.0
 """From the process's end to the shim's: it sweeps what is left, reads the pipes, writes exit.json."""
 POLL_S: Final = 0.02
@@ -34,6 +36,8 @@ class Record:
     port: int
     scratch: str
     started_at: str
+    image: str = ""
+    """The snapshot that it runs, below code/.theory/."""
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
@@ -86,7 +90,15 @@ def container_of(folder: Path, record: Record) -> Container:
         host_port=record.port,
         started_at=record.started_at,
         exit_status=ended["exit_status"] if ended else None,
+        image=_source_digest(folder.parent.parent / record.image),
     )
+
+
+def _source_digest(snapshot: Path) -> str | None:
+    try:
+        return str(json.loads((snapshot / IMAGE).read_text("utf-8"))["source_digest"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _exit(folder: Path) -> dict[str, Any] | None:

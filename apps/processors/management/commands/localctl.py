@@ -41,6 +41,12 @@ class Command(SubcommandCommand):
         start.add_argument(
             "--allow-missing-secrets", action="store_true", help="start without them; real runs then end in an error"
         )
+        start.add_argument(
+            "--source", choices=("build", "pin"), help="take that one, whatever would be selected; until the next start"
+        )
+        start.add_argument(
+            "--allow-drift", action="store_true", help="let what runs go on though another would be selected, likewise"
+        )
 
     def _add_run(self, subparsers: Any) -> None:
         run = self.subcommand(
@@ -116,6 +122,8 @@ class Command(SubcommandCommand):
                 platform=platform,
                 timeout_s=options["timeout"],
                 allow_missing_secrets=options["allow_missing_secrets"],
+                source=options["source"],
+                allow_drift=options["allow_drift"],
             ),
             engine=engine,
             others=others,
@@ -153,6 +161,7 @@ class Command(SubcommandCommand):
             storage=wiring.storage,
             engine_of=lambda name: wiring.engine(settings, name),
             on_event=lambda event: self.emit(_event_result(event)) if options["stream"] else None,
+            warn=self.warn,
         )
         return Result(ran.envelope, lambda: _ran_text(ran, said=options["stream"]))
 
