@@ -59,6 +59,8 @@ class Prover:
     """What a build would be made from now, asked for only when provenance has to be made."""
     registry: ImageRegistry
     progress: Progress
+    detail: Progress = lambda _: None
+    """Hears what the builder says while it tells how it built."""
 
     def prove(
         self, ref: ProcessorRef, build: BuildRecord, subject: RemoteManifest, *, standing: IndexEntry | None
@@ -85,16 +87,20 @@ class Prover:
         return made.descriptor
 
     def _statement(self, build: BuildRecord, subject: RemoteManifest) -> bytes | Missing:
+        if build.image_id != subject.digest:  # an image's id there; nothing more has to be looked up
+            return Missing("the classic image store keeps no provenance")
         request = self.request()
         if request.source_digest != build.source_digest:
             return Missing("its source changed since it was built")
-        return self.source.provenance(request, Platform.parse(build.platform), subject.digest, progress=self.progress)
+        self.progress(f"{build.platform}: asking how it was built")
+        return self.source.provenance(request, Platform.parse(build.platform), subject.digest, progress=self.detail)
 
     def _sbom(self, ref: ProcessorRef, build: BuildRecord, subject: RemoteManifest) -> str | None:
         there = self.registry.attached(subject.repository, subject.digest, artifact_type=SBOM)
         if there:
             return min(there)
         platform, repository = Platform.parse(build.platform), subject.repository
+        self.progress(f"{platform}: looking what is in it")
         document = self._made(
             build,
             "SBOM",

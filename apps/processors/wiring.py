@@ -1,6 +1,7 @@
 """The composition root: settings → adapters, state, storage. The only importer of adapters."""
 
 import hashlib
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,9 @@ from apps.storage import select
 from apps.storage.base import StorageBackend
 
 if TYPE_CHECKING:
-    from apps.processors.adapters.base import Engine, ImageBuilder
-    from apps.processors.proving import Inventory, ProvenanceSource
+    from apps.processors.adapters.base import BuildRequest, Engine, ImageBuilder, ImagePusher, ImageRegistry, Progress
+    from apps.processors.proving import Inventory, ProvenanceSource, Prover
+    from apps.processors.spec import ProcessorSpec
 
 
 def root_id(root: Path) -> str:
@@ -53,6 +55,20 @@ def builder(settings: Settings) -> "ImageBuilder":
     return BuildxBuilder(settings.environment, settings.build_contexts, settings.build_secrets, settings.caller)
 
 
+def image_registry(settings: Settings) -> "ImageRegistry":
+    """What asks image registries, with the logins of Docker's own configuration."""
+    from apps.processors.adapters.oci_registry import OciRegistry
+
+    return OciRegistry(settings.environment)
+
+
+def pusher(settings: Settings) -> "ImagePusher":
+    """What sends images of the Docker Engine."""
+    from apps.processors.adapters.docker_push import DockerPusher
+
+    return DockerPusher(settings.environment)
+
+
 def provenance_source(settings: Settings) -> "ProvenanceSource":
     """What tells how an image was built: the same BuildKit that built it."""
     from apps.processors.adapters.buildx import BuildxBuilder
@@ -67,6 +83,28 @@ def inventory(settings: Settings) -> "Inventory":
     from apps.processors.adapters.sbom import DockerInventory
 
     return DockerInventory(settings.environment)
+
+
+def prover(
+    settings: Settings, spec: "ProcessorSpec", registry: "ImageRegistry", *, progress: "Progress", detail: "Progress"
+) -> "Prover":
+    """What stores beside the images of `spec` how they were built and what is in them."""
+    from apps.processors import images
+    from apps.processors.proving import Prover
+    from apps.processors.reference import PLATFORMS
+
+    def request() -> "BuildRequest":
+        # `build` has told already what is to be told.
+        return images.request(spec, PLATFORMS, settings=settings, builder=builder(settings), progress=lambda _: None)
+
+    return Prover(
+        source=provenance_source(settings),
+        inventory=inventory(settings),
+        request=cache(request),
+        registry=registry,
+        progress=progress,
+        detail=detail,
+    )
 
 
 def storage(settings: Settings) -> StorageBackend:

@@ -285,7 +285,7 @@ class Sent:
     """Of the image's manifest, as the engine says."""
     layers: frozenset[str]
     """The first 12 hex digits of each layer that had to be sent whole: of its digest in the registry (containerd
-    store, the config counts as one) or of the digest of what is in it (classic store)."""
+    store) or of the digest of what is in it (classic store)."""
 
 
 class ImagePusher(Protocol):
