@@ -1,5 +1,7 @@
-"""Places that tests can't find on every machine."""
+"""Places and programs that tests can't find on every machine."""
 
+import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,3 +24,13 @@ def small_disk(path: Path, *, size: str) -> Iterator[Path]:
         yield path
     finally:
         subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def need_program(name: str) -> str:
+    """Where the program is. Missing, it skips the test; with REQUIRE_DOCKER=1, where all is installed, it fails it."""
+    found = shutil.which(name)
+    if found is None and os.environ.get("REQUIRE_DOCKER"):
+        pytest.fail(f"REQUIRE_DOCKER is set, and there is no {name}", pytrace=False)
+    if found is None:
+        pytest.skip(f"needs {name}")
+    return found

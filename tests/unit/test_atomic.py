@@ -126,6 +126,59 @@ def test_an_interrupted_write_leaves_the_old_text_and_no_other_file(
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
 
 
+KILLED = """
+import os, sys
+sys.path[:0] = [{project!r}, {project!r} + "/code/runtime"]
+from pathlib import Path
+from apps.processors import atomic
+def wait(*_):
+    print("about to replace", flush=True)
+    sys.stdin.read()
+os.replace = wait
+atomic.write_text(Path(sys.argv[1]), "new")
+"""
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has written its text for `tmp_path/state.json` beside it, and not put it in place."""
+    script = KILLED.format(project=str(Path(__file__).parents[2]))
+    argv = [sys.executable, "-c", script, str(tmp_path / "state.json")]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "about to replace\n"
+        yield process
+        process.kill()
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path: Path, writer: subprocess.Popen[str]) -> None:
+    assert len(list(tmp_path.iterdir())) == 1
+    writer.kill()
+    writer.wait()
+
+    write_text(tmp_path / "state.json", "newer")
+
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_what_a_writer_at_work_has_beside_its_file_is_left_alone(tmp_path: Path, writer: subprocess.Popen[str]) -> None:
+    (temporary,) = tmp_path.iterdir()
+
+    write_text(tmp_path / "state.json", "newer")
+
+    assert temporary.read_text() == "new"
+
+
+def test_hidden_files_of_other_programs_are_left_alone(tmp_path: Path) -> None:
+    others = {".state.json.swp", ".state.json.original", ".other.json.0123abcd", "state.json.0123abcd"}
+    for name in others:
+        (tmp_path / name).touch()
+
+    write_text(tmp_path / "state.json", "x")
+
+    assert {entry.name for entry in tmp_path.iterdir()} == {"state.json", *others}
+
+
 # exclusive_lock
 
 HOLD = """

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
