@@ -25,6 +25,8 @@ HANDLER = """
                 time.sleep(0.01)
         elif what == "async":
             return wait(context)
+        elif what == "blocking":
+            return block(context)
         elif what == "polite":
             context.token("up")
             try:
@@ -36,6 +38,10 @@ HANDLER = """
                 file.write("x")
             context.write("count.txt", "counted")
         context.token("done")
+
+    async def block(context):
+        context.token("up")
+        time.sleep(60)
 
     async def wait(context):
         context.token("up")
@@ -139,6 +145,22 @@ def test_a_cancel_runs_the_finally_of_an_async_handler(runtime: Runtime, gate: s
     assert result.error["details"] == {"by": "user", "step": "interrupt"}
     with open(gate) as file:
         assert file.read() == "cleaned up"
+
+
+def test_a_cancel_gets_through_to_an_async_handler_that_blocks_its_loop(runtime: Runtime) -> None:
+    async def scene() -> Session:
+        async with runtime.session() as session:
+            identity = await session.start(inputs={"what": "blocking"})
+            await session.until("token")
+            await session.socket.send(encode(Cancel(identity, "user")))
+            await session.finish()
+            return session
+
+    began = time.monotonic()
+    result = asyncio.run(scene()).result
+
+    assert result.error["details"] == {"by": "user", "step": "interrupt"}
+    assert time.monotonic() - began < 1.5
 
 
 def test_a_cancel_in_the_queue_never_starts_the_handler(runtime: Runtime, gate: str) -> None:

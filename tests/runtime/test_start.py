@@ -139,6 +139,23 @@ def test_a_new_run_while_stopping_is_busy(start_runtime: Callable[..., Runtime])
     assert runtime.process.wait(5) == 0
 
 
+def test_a_client_that_does_not_react_holds_no_stop_up(start_runtime: Callable[..., Runtime]) -> None:
+    runtime = start_runtime(SLEEPY)
+
+    async def scene() -> float:
+        async with runtime.session() as deaf:
+            await deaf.start()
+            await deaf.until("token")
+            deaf.socket.transport.pause_reading()
+            began = time.monotonic()
+            runtime.process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(runtime.process.wait, 10)
+            return time.monotonic() - began
+
+    assert asyncio.run(scene()) < 3
+    assert runtime.process.returncode == 0
+
+
 def test_a_second_sigterm_exits_at_once(start_runtime: Callable[..., Runtime]) -> None:
     runtime = start_runtime(STUBBORN)
 

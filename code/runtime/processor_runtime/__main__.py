@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from processor_runtime import scratch, system, template
 from processor_runtime.environment import BadEnvironment, Environment, take_secrets
@@ -38,7 +39,7 @@ def _fork_template(environment: Environment, secrets: dict[str, str]) -> socket.
     if os.fork() == 0:
         ours.close()
         secrets.clear()
-        template.main(theirs, environment, supervisor)
+        template.main(theirs, replace(environment, token=""), supervisor)  # nor shall a handler have the token
     theirs.close()
     return ours
 

@@ -143,7 +143,7 @@ class Executions:
         key = (execution.request.mode, "" if failure is None else failure.code)
         self.ended_by_code[key] = self.ended_by_code.get(key, 0) + 1
         if failure is not None:
-            log.info("execution %s ended: %s: %s", execution.id, failure.code, failure.message)
+            log.info("execution %s ended: %s: %s", execution.id, failure.code, " ".join(failure.message.split()))
         self._space.ended(execution, failure)
         self._drained.set()
         self.dispatch()

@@ -1,6 +1,7 @@
 """The supervisor's side of its processes: workers by mode, made ahead of need, replaced when they end."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -252,12 +253,13 @@ class Pool:
             template.close()
         self._templates.clear()
         for pid in system.children(os.getpid()):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         ours, theirs = socket.socketpair()
         with theirs:
-            inherit = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
-            program = [sys.executable, "-m", "processor_runtime.template", "3"]
-            os.posix_spawn(sys.executable, program, os.environ, file_actions=inherit)
+            theirs.set_inheritable(True)
+            program = [sys.executable, "-m", "processor_runtime.template", str(theirs.fileno())]
+            os.posix_spawn(sys.executable, program, os.environ)
         self._adopt(ours)
 
     def _orphan(self, mode: str) -> None:

@@ -1,7 +1,6 @@
 """The supervisor: the door, the health endpoints, signals, and the order of starting and stopping."""
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import http
@@ -29,6 +28,7 @@ from processor_runtime.protocol import MAX_REQUEST_BYTES, PATH, SUBPROTOCOL, Hel
 UNSENT_BYTES: Final = 64 * 1024  # to one client, before its handler has to wait
 SEND_BUFFER_BYTES: Final = 128 * 1024  # of the kernel, for each client: the default is megabytes
 BACKLOG: Final = 1024
+CLOSE_S: Final = 1.0  # for clients to take leave when the runtime stops
 
 log = logging.getLogger("processor_runtime")
 
@@ -39,6 +39,7 @@ class Runtime:
     def __init__(self, environment: Environment, secrets: dict[str, str], control: socket.socket) -> None:
         self._environment = environment
         self._stop = asyncio.Event()
+        self._connections: set[ServerConnection] = set()
         self._status = 0
         spec = environment.spec
         present = [name for name in (*spec.required_secrets, *spec.optional_secrets) if name in secrets]
@@ -57,24 +58,7 @@ class Runtime:
         except OSError as exc:
             log.error("can't listen on %s:%d: %s", self._environment.bind, self._environment.port, exc.strerror or exc)
             return 69
-        async with self._serve(listener) as server:
-            _on_signals(self._signalled)
-            system.hide_memory()
-            log.info("listening on %s:%d", *listener.getsockname()[:2])
-            await self._stop.wait()
-            if self._status == 0:
-                await self._executions.drain()
-            self._pool.close()
-            server.close()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(server.wait_closed(), 2)
-        log.info("stopped")
-        return self._status
-
-    def _serve(self, listener: socket.socket) -> Any:
-        quiet = logging.getLogger("processor_runtime.door")
-        quiet.disabled = True  # every port scan would be a traceback
-        return serve(
+        server = await serve(
             self._follow,
             sock=listener,
             subprotocols=[Subprotocol(SUBPROTOCOL)],
@@ -84,11 +68,31 @@ class Runtime:
             process_request=self._door,
             create_connection=RunConnection,
             server_header=None,
-            logger=quiet,
+            logger=_silence(),
         )
+        _on_signals(self._signalled)
+        system.hide_memory()
+        log.info("listening on %s:%d", *listener.getsockname()[:2])
+        await self._stop.wait()
+        if self._status == 0:
+            await self._executions.drain()
+        self._pool.close()
+        server.close()
+        asyncio.get_running_loop().call_later(CLOSE_S, self._abort)
+        await server.wait_closed()
+        log.info("stopped")
+        return self._status
 
     async def _follow(self, connection: ServerConnection) -> None:
-        await Client(cast(RunConnection, connection), self._executions, self._hello).serve()
+        self._connections.add(connection)
+        try:
+            await Client(cast(RunConnection, connection), self._executions, self._hello).serve()
+        finally:
+            self._connections.discard(connection)
+
+    def _abort(self) -> None:
+        for connection in self._connections:
+            connection.transport.abort()
 
     # the door
 
@@ -141,6 +145,8 @@ class Runtime:
             return [], "stopping"
         if not self._announced:
             return [], "the handler is being imported"
+        if not self._pool.can_start("mock"):
+            return [], "the template process is being started again"
         if self._missing:
             return ["mock"], f"missing secrets: {', '.join(self._missing)}"
         if self._pool.load_failure is not None:
@@ -171,6 +177,13 @@ class Runtime:
             os._exit(0)
         log.info("stopping: %d executions are cancelled", self._executions.running + self._executions.waiting)
         self._stop.set()
+
+
+def _silence() -> logging.Logger:
+    """A log for websockets that nobody hears: every port scan would be a traceback."""
+    quiet = logging.getLogger("processor_runtime.door")
+    quiet.disabled = True
+    return quiet
 
 
 def _on_signals(stop: Callable[[], None]) -> None:

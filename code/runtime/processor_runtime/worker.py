@@ -75,7 +75,10 @@ class Worker:
         self._channel, self._job, self._folder = channel, job, folder
         self._lock = threading.RLock()  # re-entrant: a finalizer may emit while its thread does
         self._context: Context | None = None
-        self._running = self._interrupted = self._waiting = False
+        self._running = False
+        self._interrupted = False  # the interrupt took effect
+        self._waiting = False  # it came while a frame was written
+        self._asked = False  # it was put before the event loop
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
         self._executions = 0
@@ -123,10 +126,12 @@ class Worker:
         self._context = None
         context.end()
         interrupted = self._interrupted and failure is None
+        # an exception that came from nowhere may have left any library in any state
+        reusable = self._clean(failure) and not self._interrupted
         return {
             "error": failure and failure.words(),
             "interrupted": interrupted,
-            "reusable": self._clean(failure),
+            "reusable": reusable,
         }
 
     def _call(self, context: Context) -> None:
@@ -155,7 +160,7 @@ class Worker:
                 loop.close()
 
     def _arm(self) -> None:
-        self._interrupted = self._waiting = False
+        self._interrupted = self._waiting = self._asked = False
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGUSR1, self._on_interrupt)
         self._running = True
@@ -169,11 +174,17 @@ class Worker:
         if frame is not None and frame.f_code is Worker._send.__code__:
             self._waiting = True
             return
-        self._interrupted = True
-        if self._task is not None and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._task.cancel)
+        if self._task is not None and self._loop is not None and not self._asked:
+            self._asked = True
+            self._loop.call_soon_threadsafe(self._cancel_task)
             return
+        self._interrupted = True  # also at the second signal, when a loop is too busy for the first
         raise Cancelled
+
+    def _cancel_task(self) -> None:
+        if self._task is not None:
+            self._interrupted = True
+            self._task.cancel()
 
     def _emit(self, inside: bytes) -> None:
         self._send(ipc.EVENT, inside)
