@@ -10,7 +10,6 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
