@@ -21,9 +21,10 @@ class Command(SubcommandCommand):
         show = self.subcommand(
             subparsers,
             self.show,
-            help="show one processor: its spec, digest and image",
-            examples=("{prog} show --ref llm/litellm@1", "{prog} show --ref llm/litellm@1 --json"),
+            help="show one processor: its spec, pins, and what is stored of its images",
+            examples=("{prog} show --ref llm/litellm@1", "{prog} show --ref llm/litellm@1 --remote --json"),
         )
+        show.add_argument("--remote", action="store_true", help="ask the image registry what it has of the images")
         self.subcommand(
             subparsers,
             self.validate,
@@ -48,7 +49,7 @@ class Command(SubcommandCommand):
                 "{prog} push --ref llm/litellm@1 --platforms linux/amd64,linux/arm64 --json",
             ),
         )
-        pin = self._add_pin(subparsers)
+        self._add_pin(subparsers)
         verify = self.subcommand(
             subparsers,
             self.verify,
@@ -56,7 +57,7 @@ class Command(SubcommandCommand):
             examples=("{prog} verify", "{prog} verify --ref llm/litellm@1 --json"),
         )
         verify.add_argument("--ref", metavar="REF", help="this processor alone (default: all)")
-        for parser in (show, build, push, pin):
+        for parser in (show, build, push):
             parser.add_argument("--ref", required=True, metavar="REF", help="processor ref, e.g. llm/litellm@1")
         for parser in (build, push):
             parser.add_argument(
@@ -66,7 +67,7 @@ class Command(SubcommandCommand):
                 help="comma-separated platforms (default: %(default)s)",
             )
 
-    def _add_pin(self, subparsers: Any) -> Parser:
+    def _add_pin(self, subparsers: Any) -> None:
         pin = self.subcommand(
             subparsers,
             self.pin,
@@ -76,6 +77,7 @@ class Command(SubcommandCommand):
                 "{prog} pin --ref llm/litellm@1 --platform amd64 --rollback --json",
             ),
         )
+        pin.add_argument("--ref", required=True, metavar="REF", help="processor ref, e.g. llm/litellm@1")
         pin.add_argument("--platform", required=True, metavar="PLATFORM", help="amd64 or arm64")
         what = pin.add_mutually_exclusive_group(required=True)
         what.add_argument("--oci", metavar="IMAGE", help="the image: host/repository@sha256:<64 hex>")
@@ -83,7 +85,6 @@ class Command(SubcommandCommand):
         pin.add_argument(
             "--verify", action="store_true", help="ask the image registry first: is it there, and of that platform?"
         )
-        return pin
 
     def list(self, options: dict[str, Any]) -> Result:
         from apps.processors import catalog, wiring
@@ -94,11 +95,13 @@ class Command(SubcommandCommand):
         return Result(document, lambda: self._listing(document))
 
     def show(self, options: dict[str, Any]) -> Result:
-        from apps.processors import catalog
+        from apps.processors import catalog, wiring
         from apps.processors.reference import ProcessorRef
         from apps.settings import Settings
 
-        document = catalog.show(Settings.read().root, ProcessorRef.parse(options["ref"])).document()
+        ref, settings = ProcessorRef.parse(options["ref"]), Settings.read()
+        remote = wiring.image_registry(settings) if options["remote"] else None
+        document = catalog.show(settings.root, ref, state=wiring.state(settings), remote=remote).document()
         return Result(document, lambda: self.outline({key: document[key] for key in document if key != "status"}))
 
     def validate(self, options: dict[str, Any]) -> Result:
