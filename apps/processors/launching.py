@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from apps.errors import EngineFailed, RuntimeFailed
 from apps.processors.adapters.base import Container, Engine, Launch, NameTaken, PortTaken
-from apps.processors.containers import Warn, last_words, probe
+from apps.processors.containers import GRACE_S, Warn, last_words, of_ref, probe
 from apps.processors.reference import ProcessorRef
 from apps.processors.state import LocalState
 
@@ -24,10 +24,20 @@ def launch(wanted: Launch, engine: Engine, state: LocalState, warn: Warn) -> Con
             warn(f"port {wanted.host_port} is taken by something else; {wanted.ref} has port {port} from now on")
             wanted = replace(wanted, host_port=port)
         except NameTaken as exc:
-            raise EngineFailed(
-                f"a container named {wanted.name} exists that is not ours", hint=f"docker rm -f {wanted.name}"
-            ) from exc
+            _make_way(wanted, engine, exc)
     raise EngineFailed(f"no free port for {wanted.ref} after five tries", hint="try again")
+
+
+def _make_way(wanted: Launch, engine: Engine, taken: NameTaken) -> None:
+    """Remove what has the name: a start that was killed had sent its launch, which is carried out only now."""
+    late = of_ref(engine, wanted.ref)
+    if not late:
+        raise EngineFailed(
+            f"a container named {wanted.name} exists that is not ours", hint=f"docker rm -f {wanted.name}"
+        ) from taken
+    for container in late:
+        engine.stop(container, grace_s=GRACE_S)
+        engine.remove(container)
 
 
 def is_free(port: int) -> bool:

@@ -4,6 +4,7 @@ The moments are chosen by strace, which kills a command before one of its system
 alone, never the processor that the command started.
 """
 
+import hashlib
 import json
 import re
 import signal
@@ -17,7 +18,12 @@ from typing import Any
 
 import pytest
 
+from apps.processors import local, registry
+from apps.processors.adapters.base import Container, Launch
+from apps.processors.adapters.host import HostEngine
 from apps.processors.envelope import new_execution_id
+from apps.processors.reference import ProcessorRef
+from apps.processors.state import LocalState
 from tests.places import need_program, small_disk
 from tests.processors import add_processor
 from tests.shell import Outcome, Shell, copy_checkout
@@ -244,6 +250,37 @@ def test_stop_killed_before_any_system_call_loses_nothing(place: Place) -> None:
             place.kill(moment, *words)
             follow(place, follows, port)
             assert place.of_neighbour() == neighbour
+
+
+class Late(HostEngine):
+    """An engine that carries out a launch of before just when the next one is asked for."""
+
+    late = True
+
+    def launch(self, launch: Launch) -> Container:
+        if self.late:
+            self.late = False
+            super().launch(launch)
+        return super().launch(launch)
+
+
+def test_a_launch_that_is_carried_out_after_its_start_was_killed_is_replaced(place: Place) -> None:
+    ref = ProcessorRef.parse(REF)
+    root_id = hashlib.sha256(str(place.cli.root).encode()).hexdigest()[:8]
+    started = local.start(
+        local.Starting(registry.load(place.cli.root, ref), {}),
+        engine=Late(place.state, root_id),
+        others=(),
+        state=LocalState(place.state),
+        root_id=root_id,
+        progress=print,
+        warn=print,
+    )
+
+    (row,) = place.localctl("status").document["containers"]
+    assert row["id"] == started.container.id
+    assert place.runtimes() == place.known_runtimes()
+    follow(place, ("run", "stop"), started.port)
 
 
 @pytest.fixture
