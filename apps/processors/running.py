@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -32,9 +33,11 @@ from apps.storage import artifacts
 from apps.storage.base import StorageBackend
 
 if TYPE_CHECKING:
-    from apps.processors.adapters.base import Engine
+    from apps.processors.adapters.base import Container, Engine
 
 SHOWN_BYTES: Final = 64 * 1024
+SETTLE_S: Final = 1.0
+"""How long an engine may take to see that a container has ended. The kernel closes its connections before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,10 +231,9 @@ def _refuse_drift(
 
 def _why(lost: Unreachable, ref: ProcessorRef, engine: "Engine", *, sent: bool) -> OperationError:
     """What the engine says of a container that does not answer."""
-    from apps.processors.containers import last_words, of_ref  # a run that goes well needs no engine
+    from apps.processors.containers import last_words  # a run that goes well needs no engine
 
-    found = of_ref(engine, ref)
-    container = found[0] if found else None
+    container = _settled(ref, engine)
     if container is not None and container.state == "running":
         return ConnectionFailed(
             f"the connection to {ref} was lost: {lost}" if sent else f"{ref} runs, but nothing answers on its port",
@@ -249,3 +251,15 @@ def _why(lost: Unreachable, ref: ProcessorRef, engine: "Engine", *, sent: bool) 
         error.message = f"the container of {ref} has ended (exit status {container.exit_status})"
     error.details = details
     return error
+
+
+def _settled(ref: ProcessorRef, engine: "Engine") -> "Container | None":
+    """The ref's container; one that still runs after SETTLE_S is believed to."""
+    from apps.processors.containers import of_ref
+
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        container = next(iter(of_ref(engine, ref)), None)
+        if container is None or container.state != "running" or time.monotonic() > deadline:
+            return container
+        time.sleep(0.05)

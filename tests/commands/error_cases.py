@@ -724,3 +724,17 @@ def sigterm(at: Terminal) -> Outcome:
     with at.during(at.workshop.running()) as run:
         run.send_signal(signal.SIGTERM)
         return ended(run)
+
+
+@case(
+    "ERR_CANCELLED",
+    "the execution was cancelled because the runtime stops",
+    "",
+    details={"by": "shutdown"},
+    envelope=True,
+)
+def stop_during_a_run(at: Terminal) -> Outcome:
+    ref = at.workshop.running("mortal")
+    with at.during(ref) as run:
+        at.workshop.stop(ref)
+        return ended(run)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from apps.processors.envelope import new_execution_id
 from tests.commands.error_cases import ended
 from tests.commands.workshop import Workshop, inputs, until
-from tests.integration.middlemen import line
+from tests.integration.middlemen import Line, line
 from tests.shell import Outcome, Shell, copy_checkout
 
 ENVELOPE = ["schema", "status", "execution_id", "ref", "outputs", "index_path", "meta"]
@@ -314,22 +315,49 @@ def test_nothing_of_the_callers_environment_reaches_a_handler(workshop: Workshop
     assert "of the caller" not in seen.values()
 
 
-def test_a_connection_that_is_cut_is_told_and_ends_the_handler(workshop: Workshop, own: str, tmp_path: Path) -> None:
+@pytest.fixture
+def middle(workshop: Workshop, own: str) -> Iterator[Line]:
+    """The line by which `run` reaches the started processor `own`."""
     start(workshop, own)
     with line(f"127.0.0.1:{workshop.port(own)}") as middle:
         document = workshop.read("containers.json")
         document["containers"][own]["port"] = int(middle.address.rpartition(":")[2])
         (workshop.state / "containers.json").write_text(json.dumps(document))
-        marker = tmp_path / "marker"
-        text = inputs(text="word " * 100, pause_s=0.1, marker=str(marker))
-        process = workshop.shell.spawn("localctl", "run", "--ref", own, "--inputs-json", text, "--json")
-        until(marker.exists, "beginning of the handler")
-        middle.fault("cut", upward=False)
-        done = ended(process)
+        yield middle
+
+
+@pytest.fixture
+def talking(workshop: Workshop, own: str, middle: Line, tmp_path: Path) -> "subprocess.Popen[str]":
+    """A run whose handler says a word every tenth of a second."""
+    marker = tmp_path / "marker"
+    text = inputs(text="word " * 100, pause_s=0.1, marker=str(marker))
+    process = workshop.shell.spawn("localctl", "run", "--ref", own, "--inputs-json", text, "--json")
+    until(marker.exists, "beginning of the handler")
+    return process
+
+
+def test_a_connection_that_is_cut_is_told_and_ends_the_handler(
+    workshop: Workshop, own: str, middle: Line, talking: "subprocess.Popen[str]"
+) -> None:
+    middle.fault("cut", upward=False)
+
+    done = ended(talking)
 
     assert (done.status, done.document["error"]["code"]) == (69, "ERR_CONNECTION")
     gone = "ERR_CANCELLED: the execution was cancelled because its client went away"
     until(lambda: gone in logs(workshop, own).stderr, "end of the handler")
+
+
+def test_a_container_whose_end_is_seen_later_than_its_connections_is_not_taken_for_alive(
+    workshop: Workshop, own: str, middle: Line, talking: "subprocess.Popen[str]"
+) -> None:
+    middle.fault("cut", upward=False)
+    time.sleep(0.4)
+    workshop.kill(own)
+
+    done = ended(talking)
+
+    assert (done.status, done.document["error"]["code"]) == (1, "ERR_EXECUTION_LOST")
 
 
 def test_a_runtime_that_hangs_is_told_within_seconds(workshop: Workshop) -> None:
@@ -388,6 +416,43 @@ def test_status_of_a_container_that_was_killed_says_exited(workshop: Workshop, o
 
     assert (row["state"], row["health"], row["exit_status"]) == ("exited", "unknown", -9)
     assert start(workshop, own)["reused"] is False
+
+
+@pytest.fixture
+def without_docker(tmp_path: Path) -> dict[str, str]:
+    """The environment of somebody who means Docker, which is not there."""
+    return {"LOCAL_ENGINE": "docker", "DOCKER_HOST": f"unix://{tmp_path}/none.sock"}
+
+
+def test_a_container_is_found_whatever_engine_the_caller_means(
+    workshop: Workshop, own: str, without_docker: dict[str, str]
+) -> None:
+    started = start(workshop, own)
+
+    status = workshop.shell("localctl", "status", "--ref", own, "--json", env=without_docker)
+    run = workshop.shell("localctl", "run", "--ref", own, "--json", env=without_docker)
+    stop = workshop.shell("localctl", "stop", "--ref", own, "--json", env=without_docker)
+
+    assert [row["id"] for row in status.document["containers"]] == [started["container"]["id"]]
+    assert run.document["meta"]["engine"] == "process"
+    assert stop.document["stopped"] is True
+    for done in (status, stop):
+        assert re.fullmatch("warning: .*no Docker Engine answers at .*none.sock: .*\n", done.stderr)
+
+
+def test_a_processor_that_left_the_registry_can_be_seen_read_and_stopped(workshop: Workshop, own: str) -> None:
+    start(workshop, own)
+    (workshop.root / "registry/test/own/1/registry.yaml").unlink()
+
+    status = workshop.shell("localctl", "status", "--json")
+    log = logs(workshop, own)
+    stop = workshop.shell("localctl", "stop", "--ref", own, "--json")
+
+    assert own in [row["ref"] for row in status.document["containers"]]
+    assert f"warning: {own}: no processor {own}" in status.stderr
+    assert "listening on" in log.stderr
+    assert stop.document["stopped"] is True
+    workshop.write("own")
 
 
 # logs
