@@ -224,7 +224,7 @@ def _repinned(root: Path, before: ProcessorSpec, text: str, platform: Platform, 
     try:
         after = registry_edit.with_pin(text, platform.architecture, str(image))
     except registry_edit.CannotEdit as exc:
-        place = marked_yaml.read(text).place(exc.path)
+        place = marked_yaml.read(text).place(exc.path, key=True)
         raise _Wrong(_finding(root, path, place, exc.path, exc.expected, exc.found)) from exc
     wanted = replace(before, pins={**before.pins, platform: image})
     try:
@@ -233,7 +233,7 @@ def _repinned(root: Path, before: ProcessorSpec, text: str, platform: Platform, 
         found = None
     if found != wanted:
         steps = (*registry_edit.PLATFORMS, platform.architecture)
-        place = marked_yaml.read(text).place(steps)
+        place = marked_yaml.read(text).place(steps, key=True)
         raise _Wrong(_finding(root, path, place, steps, "a line of its own for the pin", "an anchor or another form"))
     return after
 
