@@ -12,7 +12,7 @@ import pytest
 from processor_runtime.executions import MAX_WAITING
 from processor_runtime.protocol import Attach, Cancel, Cancelled, Event, Run, encode
 
-from tests.runtime.conftest import Runtime, Session, execution_id, launch
+from tests.runtime.conftest import RUNTIME, Runtime, Session, execution_id, launch
 
 HANDLER = """
     import asyncio, os, pathlib, time
@@ -280,8 +280,18 @@ def test_attach_finds_what_ended_and_nothing_else(runtime: Runtime) -> None:
     assert asyncio.run(attach(execution_id())).result.error["code"] == "ERR_EXECUTION_NOT_FOUND"
 
 
-def test_a_worker_that_dies_before_it_took_the_run_costs_nothing(start_runtime: Callable[..., Runtime]) -> None:
-    runtime = start_runtime("import os\ndef run(context): context.token(str(os.getpid()))", runtime={"concurrency": 1})
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_worker_that_dies_before_it_took_the_run_costs_nothing(
+    start_runtime: Callable[..., Runtime], tmp_path: Path, loop: str
+) -> None:
+    if loop == "asyncio":
+        (tmp_path / "without").mkdir()
+        (tmp_path / "without" / "uvloop.py").write_text("raise ImportError")
+    runtime = start_runtime(
+        "import os\ndef run(context): context.token(str(os.getpid()))",
+        runtime={"concurrency": 1},
+        env={"PYTHONPATH": f"{tmp_path / 'app0'}:{tmp_path / 'without'}:{RUNTIME}"},
+    )
     worker = int(runtime.run().text)
     os.kill(worker, signal.SIGSTOP)
 
