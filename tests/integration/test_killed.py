@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import pytest
 from apps.processors import local, registry
 from apps.processors.adapters.base import Container, Launch
 from apps.processors.adapters.host import HostEngine
+from apps.processors.adapters.host_process import Record
 from apps.processors.envelope import new_execution_id
 from apps.processors.reference import ProcessorRef
 from apps.processors.state import LocalState
@@ -82,6 +83,10 @@ class Place:
     @property
     def state(self) -> Path:
         return self.cli.root / "code" / ".theory"
+
+    @property
+    def root_id(self) -> str:
+        return hashlib.sha256(str(self.cli.root).encode()).hexdigest()[:8]
 
     def localctl(self, word: str, *words: str) -> Outcome:
         return self.cli("localctl", word, "--ref", REF, "--json", *words)
@@ -264,22 +269,49 @@ class Late(HostEngine):
         return super().launch(launch)
 
 
-def test_a_launch_that_is_carried_out_after_its_start_was_killed_is_replaced(place: Place) -> None:
+def start(place: Place, engine: type[HostEngine]) -> local.Started:
     ref = ProcessorRef.parse(REF)
-    root_id = hashlib.sha256(str(place.cli.root).encode()).hexdigest()[:8]
-    started = local.start(
+    return local.start(
         local.Starting(registry.load(place.cli.root, ref), {}),
-        engine=Late(place.state, root_id),
+        engine=engine(place.state, place.root_id),
         others=(),
         state=LocalState(place.state),
-        root_id=root_id,
+        root_id=place.root_id,
         progress=print,
         warn=print,
     )
 
+
+def test_a_launch_that_is_carried_out_after_its_start_was_killed_is_replaced(place: Place) -> None:
+    started = start(place, Late)
+
     (row,) = place.localctl("status").document["containers"]
     assert row["id"] == started.container.id
     assert place.runtimes() == place.known_runtimes()
+    follow(place, ("run", "stop"), started.port)
+
+
+def test_a_launch_that_the_next_start_does_not_see_can_not_be_carried_out_any_more(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"processor-test-killed-v1-{place.root_id}"
+    under_way = place.state / "processes" / f".{name}.0123abcd"
+    under_way.mkdir()
+    (under_way / "process.json").write_text("{}")
+    read, published = Record.read, []
+
+    def look_and_publish(folder: Path) -> Record | None:
+        found = read(folder)
+        if folder.name == name:
+            with suppress(OSError):
+                published.append(under_way.rename(folder))
+        return found
+
+    monkeypatch.setattr(Record, "read", look_and_publish)
+
+    started = start(place, HostEngine)
+
+    assert published == []
     follow(place, ("run", "stop"), started.port)
 
 

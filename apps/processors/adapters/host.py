@@ -133,9 +133,15 @@ class HostEngine:
 
     def _clear(self, name: str) -> None:
         """Refuse a name in use; remove what a launch or a removal that was killed left under it."""
+        for under_way in self._folder.glob(f"processes/.{name}.*"):
+            # By one rename, as its shim publishes it by one: either we take it away or it has the name.
+            doomed = under_way.with_name(f".{name}.{secrets.token_hex(4)}")
+            with contextlib.suppress(FileNotFoundError):
+                under_way.rename(doomed)
+            delete(doomed)
         if Record.read(self._process(name)) is not None:
             raise NameTaken(name)
-        for leftover in (self._process(name), self._scratch(name), *self._folder.glob(f"processes/.{name}.*")):
+        for leftover in (self._process(name), self._scratch(name)):
             delete(leftover)
 
     def _start(self, launch: Launch, python: Path) -> Container:
