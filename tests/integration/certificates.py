@@ -1,7 +1,9 @@
 """Certificates for registries of the tests, made by openssl."""
 
 import subprocess
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 _KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
@@ -37,10 +39,11 @@ def issue(folder: Path, *hosts: str) -> Certificate:
     return made
 
 
-def signing_key(folder: Path) -> tuple[Path, Path]:
-    """An RSA key and its self-signed certificate, in PEM: what a token server signs with."""
-    folder.mkdir(parents=True, exist_ok=True)
-    key, certificate = folder / "tokens.key", folder / "tokens.crt"
-    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate),
-            "-days", "2", "-subj", "/CN=tokens of a test")  # fmt: skip
-    return key, certificate
+@cache
+def signing_key() -> tuple[bytes, bytes]:
+    """An RSA key and its self-signed certificate, in PEM: what token servers of this run sign with."""
+    with tempfile.TemporaryDirectory() as folder:
+        key, certificate = Path(folder, "key.pem"), Path(folder, "certificate.pem")
+        openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate),
+                "-days", "2", "-subj", "/CN=tokens of a test")  # fmt: skip
+        return key.read_bytes(), certificate.read_bytes()

@@ -24,7 +24,9 @@ class Line:
     """From the client to the server, so far."""
     downward_bytes: int = 0
     rate_bytes_s: float | None = None
-    """Slows each direction down."""
+    """Slows each direction down, evenly."""
+    only_answers: bool = False
+    """Whether `rate_bytes_s` is for the way from the server alone."""
     _fault: str = ""
     _upward: bool = True
     _allowance: int = 0
@@ -45,8 +47,7 @@ class Line:
         with suppress(OSError):
             while piece := source.recv(_PIECE):
                 passing = self._passing(piece, upward=upward)
-                target.sendall(passing)
-                self._count(len(passing), upward=upward)
+                self._send(target, passing, upward=upward)
                 if len(passing) < len(piece):
                     self._strike(source, target)
                     return
@@ -74,13 +75,21 @@ class Line:
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
 
+    def _send(self, target: socket.socket, data: bytes, *, upward: bool) -> None:
+        while data:
+            rate_bytes_s = None if upward and self.only_answers else self.rate_bytes_s
+            size = max(1, int(rate_bytes_s / 20)) if rate_bytes_s else _PIECE
+            target.sendall(data[:size])
+            self._count(len(data[:size]), upward=upward)
+            if rate_bytes_s:
+                time.sleep(len(data[:size]) / rate_bytes_s)
+            data = data[size:]
+
     def _count(self, size: int, *, upward: bool) -> None:
         if upward:
             self.upward_bytes += size
         else:
             self.downward_bytes += size
-        if self.rate_bytes_s:
-            time.sleep(size / self.rate_bytes_s)
 
 
 @contextmanager
@@ -272,3 +281,64 @@ def _ask(to: str, asked: Asked) -> Answer:
         return Answer(response.status, kept, body)
     finally:
         connection.close()
+
+
+@dataclass
+class Proxy:
+    """A proxy for TLS, and what it was asked for."""
+
+    address: str
+    heads: list[str] = field(default_factory=list)
+    """What came before each tunnel: CONNECT and its headers."""
+
+
+@contextmanager
+def proxy(*, refusal: str = "") -> Iterator[Proxy]:
+    """An HTTP proxy that makes tunnels (CONNECT), or answers `refusal`, e.g. `407 Proxy Authentication Required`."""
+    threads: list[threading.Thread] = []
+    ends: list[socket.socket] = []
+
+    def tunnel(near: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head and (piece := near.recv(_PIECE)):
+            head += piece
+        made.heads.append(head.decode())
+        near.sendall(f"HTTP/1.1 {refusal or '200 OK'}\r\n\r\n".encode())
+        if refusal or not head:
+            near.shutdown(socket.SHUT_RDWR)
+            return
+        host, _, port = head.split()[1].decode().rpartition(":")
+        far = socket.create_connection((host, int(port)), timeout=10)
+        far.settimeout(None)
+        ends.append(far)
+        carrier = Line("")
+        back = threading.Thread(target=carrier._carry, args=(far, near), kwargs={"upward": False})
+        back.start()
+        carrier._carry(near, far, upward=True)
+        back.join()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        made = Proxy(f"127.0.0.1:{server.getsockname()[1]}")
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    near = server.accept()[0]
+                    ends.append(near)
+                    threads.append(threading.Thread(target=tunnel, args=(near,)))
+                    threads[-1].start()
+
+        acceptor = threading.Thread(target=accept)
+        acceptor.start()
+        try:
+            yield made
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            acceptor.join()
+            for end in ends:
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
+            for end in ends:
+                end.close()

@@ -5,7 +5,9 @@ What goes wrong on the way to them is in middlemen.py.
 
 import base64
 import json
+import os
 import re
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -15,6 +17,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.integration.certificates import Certificate, issue
 from tests.integration.token_server import ISSUER, SERVICE, TokenServer, token_server
@@ -93,6 +97,13 @@ class Registry:
         return self.files[0]
 
 
+def _need(what: str, *, there: bool) -> None:
+    if not there and os.environ.get("REQUIRE_DOCKER"):
+        pytest.fail(f"REQUIRE_DOCKER is set, and this needs {what}", pytrace=False)
+    if not there:
+        pytest.skip(f"needs {what}")
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     with socket.create_server((host, 0)) as server:
         port: int = server.getsockname()[1]
@@ -111,7 +122,7 @@ def own_address() -> str:
 def registry(
     *,
     host: str = "127.0.0.1",
-    tls: bool = False,
+    tls: bool | Certificate = False,
     login: str | None = None,
     read_only: bool = False,
     storage: Path | None = None,
@@ -120,12 +131,14 @@ def registry(
 
     Args:
         tls: with a certificate for `host` and localhost, by an authority that nobody knows (`Registry.environment`
-            and `trusted_by_engines` make it known). Engines and we want it right where `host` is not loopback.
+            and `trusted_by_engines` make it known), or with the one given. Engines and we want it right where `host`
+            is not loopback.
         login: None, "password" (HTTP Basic) or "token" (a token server, `Registry.tokens`, plain on
             loopback: engines of the containerd store trust no authority of a test for it): USER and PASSWORD.
         read_only: answers everything that writes with 405.
         storage: where it keeps things (default: a temporary folder), e.g. what another registry wrote.
     """
+    _need("docker-registry", there=shutil.which("docker-registry") is not None)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="registry-")))
         storage = storage or folder / "storage"
@@ -135,7 +148,7 @@ def registry(
         if read_only:
             made.configuration["storage"]["maintenance"]["readonly"] = {"enabled": True}
         if tls:
-            made.tls = issue(folder / "tls", host, "localhost")
+            made.tls = tls if isinstance(tls, Certificate) else issue(folder / "tls", host, "localhost")
             files = {"certificate": str(made.tls.certificate), "key": str(made.tls.key)}
             made.configuration["http"]["tls"] = files
         if login == "password":
@@ -169,6 +182,7 @@ def _configuration(storage: Path) -> dict[str, Any]:
 @contextmanager
 def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
     """A file system of `size_bytes` (in steps of 4 KiB) at `folder`, for `registry(storage=…)`. Needs root."""
+    _need("root", there=os.geteuid() == 0)
     folder.mkdir(parents=True, exist_ok=True)
     argv = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
     subprocess.run(argv, check=True, timeout=30)
@@ -182,6 +196,7 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
 def trusted_by_engines(made: Registry) -> Iterator[None]:
     """Docker Engines of this machine trust the registry's certificate meanwhile. Needs root."""
     assert made.tls
+    _need("root", there=os.geteuid() == 0)
     folder = _DAEMON / made.address
     folder.mkdir(parents=True)
     (folder / "ca.crt").write_bytes(made.tls.authority.read_bytes())

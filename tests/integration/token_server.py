@@ -119,7 +119,10 @@ def token_server(folder: Path, logins: dict[str, str]) -> Iterator[TokenServer]:
         def log_message(self, *_: object) -> None:
             return
 
-    key, certificate = signing_key(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    key, certificate = folder / "tokens.key", folder / "tokens.crt"
+    for file, text in zip((key, certificate), signing_key(), strict=True):
+        file.write_bytes(text)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         address = f"127.0.0.1:{server.server_port}"
         identity_token = secrets.token_hex(16)

@@ -82,13 +82,23 @@ def _not_written(answer: Answer, place: Place, doing: str, because: str) -> Push
 
 def what_it_said(answer: Answer) -> str:
     """The errors of the body in one line, without what may be secret in a URL; empty when it has none."""
-    try:
-        errors = json.loads(answer.body)["errors"]
-        text = "; ".join(_one(error) for error in errors)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        plain = answer.headers.get("content-type", "").startswith("text/plain")
-        text = answer.body.decode(errors="replace").strip().partition("\n")[0] if plain else ""
+    text = "; ".join(_one(error) for error in _errors(answer))
+    if not text and answer.headers.get("content-type", "").startswith("text/plain"):
+        text = answer.body.decode(errors="replace").strip().partition("\n")[0]
     return _SECRET_URL.sub("", " ".join(text.split()))[:_LONGEST]
+
+
+def is_known_absence(answer: Answer) -> bool:
+    """Whether a 404 comes from a registry that looked, and not from something that is none."""
+    return bool(_errors(answer))
+
+
+def _errors(answer: Answer) -> list[dict[str, Any]]:
+    try:
+        listed = json.loads(answer.body)["errors"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return [error for error in listed if isinstance(error, dict)] if isinstance(listed, list) else []
 
 
 def _one(error: dict[str, Any]) -> str:
@@ -102,11 +112,3 @@ def _reason(detail: Any) -> str:
     enclosed = detail.get("Enclosed") if isinstance(detail, dict) else None
     number = enclosed.get("Err") if isinstance(enclosed, dict) else None
     return os.strerror(number).lower() if isinstance(number, int) else ""
-
-
-def is_known_absence(answer: Answer) -> bool:
-    """Whether a 404 comes from a registry that looked, and not from something that is none."""
-    try:
-        return bool(json.loads(answer.body)["errors"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return False
