@@ -15,7 +15,7 @@ check: .venv/development.stamp  # format, lint, types, import rules
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 bench: .venv/development.stamp  # the figures of docs/benchmarks.md
-	$(BIN)/python bench/bench.py
+	$(BIN)/python -m bench.bench
 
 lock: .venv/development.stamp  # new versions into both lock files
 	$(LOCK) --upgrade -o requirements.lock $(SOURCES) requirements.in && $(LOCK) --upgrade -o requirements-dev.lock -c requirements.lock $(SOURCES) requirements.in requirements-dev.in
