@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-_PIECE = 16384
+PIECE = 16384
 
 
 @dataclass
@@ -43,9 +43,9 @@ class Line:
     def repair(self) -> None:
         self._fault = ""
 
-    def _carry(self, source: socket.socket, target: socket.socket, *, upward: bool) -> None:
+    def carry(self, source: socket.socket, target: socket.socket, *, upward: bool) -> None:
         with suppress(OSError):
-            while piece := source.recv(_PIECE):
+            while piece := source.recv(PIECE):
                 passing = self._passing(piece, upward=upward)
                 self._send(target, passing, upward=upward)
                 if len(passing) < len(piece):
@@ -78,7 +78,7 @@ class Line:
     def _send(self, target: socket.socket, data: bytes, *, upward: bool) -> None:
         while data:
             rate_bytes_s = None if upward and self.only_answers else self.rate_bytes_s
-            size = max(1, int(rate_bytes_s / 20)) if rate_bytes_s else _PIECE
+            size = max(1, int(rate_bytes_s / 20)) if rate_bytes_s else PIECE
             target.sendall(data[:size])
             self._count(len(data[:size]), upward=upward)
             if rate_bytes_s:
@@ -114,7 +114,7 @@ def line(to: str, *, host: str = "127.0.0.1") -> Iterator[Line]:
                 far.settimeout(None)
                 made._sockets.extend((near, far))
                 for source, target, upward in ((near, far, True), (far, near, False)):
-                    carry = threading.Thread(target=made._carry, args=(source, target), kwargs={"upward": upward})
+                    carry = threading.Thread(target=made.carry, args=(source, target), kwargs={"upward": upward})
                     carry.start()
                     threads.append(carry)
 
@@ -281,64 +281,3 @@ def _ask(to: str, asked: Asked) -> Answer:
         return Answer(response.status, kept, body)
     finally:
         connection.close()
-
-
-@dataclass
-class Proxy:
-    """A proxy for TLS, and what it was asked for."""
-
-    address: str
-    heads: list[str] = field(default_factory=list)
-    """What came before each tunnel: CONNECT and its headers."""
-
-
-@contextmanager
-def proxy(*, refusal: str = "") -> Iterator[Proxy]:
-    """An HTTP proxy that makes tunnels (CONNECT), or answers `refusal`, e.g. `407 Proxy Authentication Required`."""
-    threads: list[threading.Thread] = []
-    ends: list[socket.socket] = []
-
-    def tunnel(near: socket.socket) -> None:
-        head = b""
-        while b"\r\n\r\n" not in head and (piece := near.recv(_PIECE)):
-            head += piece
-        made.heads.append(head.decode())
-        near.sendall(f"HTTP/1.1 {refusal or '200 OK'}\r\n\r\n".encode())
-        if refusal or not head:
-            near.shutdown(socket.SHUT_RDWR)
-            return
-        host, _, port = head.split()[1].decode().rpartition(":")
-        far = socket.create_connection((host, int(port)), timeout=10)
-        far.settimeout(None)
-        ends.append(far)
-        carrier = Line("")
-        back = threading.Thread(target=carrier._carry, args=(far, near), kwargs={"upward": False})
-        back.start()
-        carrier._carry(near, far, upward=True)
-        back.join()
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        made = Proxy(f"127.0.0.1:{server.getsockname()[1]}")
-
-        def accept() -> None:
-            with suppress(OSError):
-                while True:
-                    near = server.accept()[0]
-                    ends.append(near)
-                    threads.append(threading.Thread(target=tunnel, args=(near,)))
-                    threads[-1].start()
-
-        acceptor = threading.Thread(target=accept)
-        acceptor.start()
-        try:
-            yield made
-        finally:
-            server.shutdown(socket.SHUT_RDWR)
-            acceptor.join()
-            for end in ends:
-                with suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-            for thread in threads:
-                thread.join()
-            for end in ends:
-                end.close()

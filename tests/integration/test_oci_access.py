@@ -11,7 +11,8 @@ from apps.errors import ConfigurationError, ImageRegistryFailed, OperationError,
 from apps.processors.adapters.oci_http import Patience
 from apps.processors.adapters.oci_registry import OciRegistry
 from tests.integration.certificates import issue
-from tests.integration.middlemen import Answer, Asked, middleman, proxy
+from tests.integration.middlemen import Answer, Asked, middleman
+from tests.integration.proxies import proxy
 from tests.integration.registries import (
     PASSWORD,
     USER,
