@@ -90,7 +90,7 @@ def _licences(headers: Message) -> list[str]:
 def _debian(files: Mapping[str, bytes]) -> Iterator[Package]:
     """Of dpkg's one file, or of one file a package, as images without dpkg have them.
 
-    Source: https://manpages.debian.org/dpkg-query, deb-control(5)
+    Source: deb-control(5), and dpkg-query(1) for Status
     """
     for path, data in files.items():
         if not path.startswith(_DPKG) or path.endswith(".md5sums"):
