@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands.workshop import Workshop, inputs
 from tests.shell import PROJECT, Shell
 
 # Nothing of this is ever needed to start: Django's web half, the SDKs, and what an unrelated package may drag in.
@@ -14,6 +15,20 @@ NEVER = {
     *("django.urls", "django.http", "django.db.models", "django.forms", "django.template", "django.views"),
     *("django.utils.log", "django.core.mail", "sqlparse", "docker", "requests", "urllib3", "boto3", "botocore"),
     *("minio", "modal", "grpc", "rich", "jsonschema", "referencing", "rpds", "attr", "python_socks"),
+}
+# A run finds what it needs in the state; what reads YAML, builds, starts and asks engines is for other commands.
+NOT_FOR_A_RUN = {
+    *(
+        "yaml",
+        "tomllib",
+        "tarfile",
+        "apps.processors.registry",
+        "apps.processors.marked_yaml",
+        "apps.processors.images",
+    ),
+    *("apps.processors.sources", "apps.processors.dockerfile", "apps.processors.containers", "apps.processors.local"),
+    *("apps.processors.adapters.base", "apps.processors.adapters.command", "apps.processors.adapters.host"),
+    *("apps.processors.adapters.docker", "apps.processors.adapters.buildx"),
 }
 NOT_FOR_WORDS = {"yaml", "websockets", "jsonschema_rs", "rfc8785", "apps.storage.select"}
 
@@ -65,3 +80,15 @@ def test_a_run_that_fails_early_imports_no_library_of_later_steps(tmp_path: Path
 
     assert status == 65
     assert loaded & NEVER == set()
+
+
+def test_a_run_imports_neither_yaml_nor_what_builds_nor_an_engine(tmp_path: Path, workshop: Workshop) -> None:
+    ref = workshop.running()
+    words = ("localctl", "run", "--ref", ref, "--inputs-json", inputs(text="a b"), "--json")
+    modules(tmp_path, workshop.shell, *words)  # the first one reads registry.yaml
+
+    status, loaded = modules(tmp_path, workshop.shell, *words)
+
+    assert status == 0
+    assert "websockets" in loaded
+    assert loaded & (NEVER | NOT_FOR_A_RUN) == set()
