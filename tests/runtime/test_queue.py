@@ -207,6 +207,24 @@ def test_a_lost_connection_cancels_the_handler(runtime: Runtime, gate: str) -> N
     asyncio.run(scene())
 
 
+def test_an_id_whose_client_went_away_may_run_again(runtime: Runtime, gate: str) -> None:
+    identity = execution_id()
+
+    async def leave() -> None:
+        async with runtime.session() as session:
+            await session.start(execution_id=identity, inputs={"what": "polite"})
+            await session.until("token")
+            session.socket.transport.abort()
+
+    asyncio.run(leave())
+    deadline = time.monotonic() + 5
+    while (again := runtime.run(execution_id=identity)).completed.status != "success":
+        assert again.error["code"] == "ERR_EXECUTION_CONFLICT"  # it has not ended yet
+        assert time.monotonic() < deadline
+
+    assert again.text == "done"
+
+
 def test_the_same_id_again_gets_the_same_end_without_running(runtime: Runtime, gate: str) -> None:
     request = {"execution_id": execution_id(), "inputs": {"what": "count", "file": gate}}
 
