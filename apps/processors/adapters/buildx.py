@@ -14,6 +14,7 @@ from apps.errors import BuildFailed, ConfigurationError, EngineFailed, ImageRegi
 from apps.processors.adapters import build_secrets, command
 from apps.processors.adapters.base import BaseImage, BuildRequest, BuiltImage, Progress
 from apps.processors.reference import Platform
+from apps.processors.withheld import familiar
 
 ANSWER_S: Final = 60.0
 """What the engine, or an image registry, gets to answer one question."""
@@ -254,9 +255,7 @@ def _labels(request: BuildRequest) -> dict[str, str]:
 
 def _familiar(name: str) -> str:
     """An image name as BuildKit compares it with those of build contexts: `python`, not docker.io/library/python."""
-    for prefix in ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/"):
-        name = name.removeprefix(prefix)
-    return name.removesuffix(":latest")
+    return familiar(name).removesuffix(":latest")
 
 
 def _repository(reference: str) -> str:
