@@ -197,8 +197,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.connections.append(self.connection)
 
     def handle(self) -> None:
-        if self.connection.recv(1, socket.MSG_PEEK) != b"\x16":  # else TLS, of which we would await the end of a line
-            super().handle()
+        if self.connection.recv(1, socket.MSG_PEEK) == b"\x16":  # TLS, of which we would await the end of a line
+            self.wfile.write(b"HTTP/1.0 400 Bad Request\r\n\r\n")  # tells an engine to ask without
+            return
+        super().handle()
 
     def do_GET(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
