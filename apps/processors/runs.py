@@ -68,8 +68,8 @@ def execute(
     """
     with opened(door) as connection:
         execution = _Execution(request, connection, known, artifacts, on_event)
-        execution.greet(identify)
         with _cancelling(execution):
+            execution.greet(identify)
             execution.converse()
         return execution.conclude()
 
@@ -90,6 +90,7 @@ class _Execution:
         self._side = protocol.ControllerSide()
         self._uploads: dict[int, tuple[protocol.Upload, ObjectWriter]] = {}
         self._leave_at: float | None = None
+        self._asked = False
         self.signal: int | None = None
 
     def greet(self, identify: Callable[[protocol.Hello], None]) -> None:
@@ -106,10 +107,21 @@ class _Execution:
         identify(hello)
         self._known.sent = True
         self._connection.send(self._side.run(self._request))
+        self._asked = True
+        if self.signal is not None:
+            self._cancel()
 
-    def cancel(self, number: int) -> None:
-        """Ask the runtime to end it. From a thread of its own: the interrupted one may hold the connection's lock."""
+    def interrupt(self, number: int) -> None:
+        """What a signal means: cancel the execution; before there is one, what it would have meant without us."""
+        if not self._known.sent:
+            signal.raise_signal(number)
+            return
         self.signal = number
+        if self._asked:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        """Ask the runtime to end it. From a thread of its own: the interrupted one may hold the connection's lock."""
         self._leave_at = time.monotonic() + CANCEL_TIMEOUT_S
         text = protocol.encode(protocol.Cancel(self._request.execution_id, "user"))
         threading.Thread(target=_send_quietly, args=(self._connection, text), daemon=True).start()
@@ -254,7 +266,7 @@ def _send_quietly(connection: "ClientConnection", text: str) -> None:
 
 @contextmanager
 def _cancelling(execution: _Execution) -> Iterator[None]:
-    """The first SIGINT or SIGTERM cancels; the second does what it did before."""
+    """The first SIGINT or SIGTERM goes to the execution; the second does what it did before."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -263,7 +275,7 @@ def _cancelling(execution: _Execution) -> Iterator[None]:
     def handle(number: int, _frame: FrameType | None) -> None:
         for each, handler in previous.items():
             signal.signal(each, handler)
-        execution.cancel(number)
+        execution.interrupt(number)
 
     for number in previous:
         signal.signal(number, handle)

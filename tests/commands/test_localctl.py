@@ -20,6 +20,18 @@ from tests.commands.workshop import Workshop, inputs, until
 from tests.integration.middlemen import Line, line
 from tests.shell import Outcome, Shell, copy_checkout
 
+SLOW_SIGNALS = """
+import signal
+import time
+
+quick = signal.signal
+
+def slow(number, handler):
+    time.sleep(0.2)
+    return quick(number, handler)
+
+signal.signal = slow
+"""
 ENVELOPE = ["schema", "status", "execution_id", "ref", "outputs", "index_path", "meta"]
 
 
@@ -313,6 +325,23 @@ def test_nothing_of_the_callers_environment_reaches_a_handler(workshop: Workshop
     assert seen["HTTPS_PROXY"] == env["HTTPS_PROXY"]
     assert "THEORY_RUN_TOKEN" not in seen
     assert "of the caller" not in seen.values()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_right_after_the_request_cancels_the_execution(
+    workshop: Workshop, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    ref, marker = workshop.running(), tmp_path / "marker"
+    (tmp_path / "sitecustomize.py").write_text(SLOW_SIGNALS)
+    words = ("localctl", "run", "--ref", ref, "--inputs-json", inputs(do="sleep", marker=str(marker)), "--json")
+    process = workshop.shell.spawn(*words, env={"PYTHONPATH": str(tmp_path)})
+    until(marker.exists, "beginning of the handler")
+
+    process.send_signal(number)
+
+    done = ended(process)
+    assert (done.status, done.document["error"]["code"]) == (status, "ERR_CANCELLED")
+    assert done.document["error"]["details"] == {"by": "user", "step": "interrupt"}
 
 
 @pytest.fixture

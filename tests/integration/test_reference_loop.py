@@ -96,8 +96,10 @@ def docker(shell: Shell, *words: str) -> str:
 
 
 def remove_images(shell: Shell, repository: str) -> None:
-    if found := docker(shell, "image", "ls", "--quiet", f"{repository}/llm-litellm").split():
-        docker(shell, "image", "rm", "--force", *set(found))
+    # By name: equal builds of other checkouts have the same id.
+    listed = docker(shell, "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", f"{repository}/llm-litellm")
+    if listed:
+        docker(shell, "image", "rm", *listed.split())
 
 
 # the examples
