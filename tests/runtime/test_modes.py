@@ -158,6 +158,37 @@ def test_secret_values_are_blanked_in_logs_and_errors(secretive: Runtime) -> Non
     assert SECRET not in "".join(secretive.stderr)
 
 
+def test_secret_values_are_blanked_in_what_a_handler_prints(start_runtime: Callable[..., Runtime]) -> None:
+    runtime = start_runtime(
+        """
+        import os, subprocess, sys
+
+        def load():
+            print("load", os.environ["API_KEY"], flush=True)
+
+        def run(context):
+            key = os.environ.get("API_KEY", "absent")
+            context.token(f"token {key}")
+            print("print", key)
+            print({"PEM": os.environ.get("PEM")}, file=sys.stderr)
+            sys.stdout.write("x" * 70_000 + key + "y" * 70_000 + "\\n")
+            subprocess.run(["sh", "-c", "echo child $API_KEY >&2"])
+        """,
+        secrets={"required": ["API_KEY"], "optional": ["PEM"]},
+        env={"API_KEY": SECRET, "PEM": "-----BEGIN-----\nsecondline\n-----END-----"},
+    )
+
+    result = runtime.run(mode="real")
+    runtime.stop()
+
+    printed = "".join([*runtime.stdout, *runtime.stderr])
+    assert result.text == "token ***"
+    for line in ("load ***", "print ***", "child ***", "x***y"):
+        assert line in printed
+    for value in (SECRET, "secondline"):
+        assert value not in printed
+
+
 def test_a_real_run_without_its_secrets_names_them_all(start_runtime: Callable[..., Runtime]) -> None:
     runtime = start_runtime(SECRETS, secrets={"required": ["API_KEY", "ANOTHER"]}, env={"API_KEY": ""})
 

@@ -104,9 +104,10 @@ class Context:
         return self._random
 
     def token(self, text: str) -> None:
-        """Send a piece of text to the client, at once."""
+        """Send a piece of text to the client, at once. Secret values are blanked."""
         if not isinstance(text, str):
             raise TypeError(f"token() takes a str, not {type(text).__name__}")
+        text = self._redact(text)
         for at in range(0, len(text), TOKEN_CHARACTERS):
             self._emit(fragment("token", {"text": text[at : at + TOKEN_CHARACTERS]}))
 

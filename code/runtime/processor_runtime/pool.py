@@ -14,6 +14,7 @@ from typing import Any, Final
 from processor_runtime import codes, ipc, scratch, system
 from processor_runtime.environment import Environment
 from processor_runtime.failures import Failure, from_words, signal_name
+from processor_runtime.prints import Prints
 from processor_runtime.template import REAL
 from processor_runtime.workers import Worker
 
@@ -34,13 +35,13 @@ class Template:
         control.setblocking(False)
         self._loop.add_reader(control.fileno(), self._read)
 
-    def send(self, command: dict[str, Any], descriptor: socket.socket | None = None) -> None:
-        """Send one command, with the socket that it is about. The template reads at once, or it is gone."""
+    def send(self, command: dict[str, Any], *descriptors: int) -> None:
+        """Send one command, with the descriptors that it is about. The template reads at once, or it is gone."""
         data = ipc.pack(ipc.CONTROL, json.dumps(command).encode())
         self._control.settimeout(5)
         try:
-            if descriptor is not None:
-                sent = socket.send_fds(self._control, [data], [descriptor.fileno()])
+            if descriptors:
+                sent = socket.send_fds(self._control, [data], descriptors)
                 data = data[sent:]
             self._control.sendall(data)
         except OSError as exc:
@@ -94,6 +95,7 @@ class Pool:
         self._last_number = REAL
         self._oom_kills = system.oom_kills()
         self._spawns: set[asyncio.Task[None]] = set()
+        self._prints: list[Prints] = []
         self._closing = False
         self.load_failure: Failure | None = None
         """Why real runs can't be, for good: load() failed."""
@@ -139,6 +141,8 @@ class Pool:
         for template in list(self._templates.values()):
             template.close()
         self._templates.clear()
+        for prints in self._prints:
+            prints.close()
 
     # what workers tell
 
@@ -207,9 +211,13 @@ class Pool:
             return
         ours, theirs = socket.socketpair()
         self._templates["real"] = template = Template(ours, self._report, lambda: self._orphan("real"))
-        self._templates["mock"].send({"fork": REAL}, theirs)
+        self._templates["mock"].send({"fork": REAL}, theirs.fileno())
         theirs.close()
-        template.send({"load": self._secrets})
+        prints = [Prints(target, tuple(self._secrets.values())) for target in (1, 2)]
+        self._prints += prints
+        template.send({"load": self._secrets}, *(each.pipe for each in prints))
+        for each in prints:
+            os.close(each.pipe)
 
     def _loaded(self, result: dict[str, Any]) -> None:
         if result["error"] is not None:
@@ -283,7 +291,7 @@ class Pool:
             await asyncio.get_running_loop().create_connection(lambda: worker, sock=ours)
             if template := self._templates.get(worker.mode):
                 self._parents[worker.number] = template
-                template.send({"fork": worker.number}, theirs)
+                template.send({"fork": worker.number}, theirs.fileno())
 
     def _release(self, mode: str) -> None:
         self._held.discard(mode)

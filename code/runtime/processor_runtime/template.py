@@ -101,6 +101,12 @@ class _Template:
         self._freeze()
         self._tell(imported=True)
 
+    def _print_into(self, *pipes: int) -> None:
+        """Have stdout and stderr of all that comes from here pass the supervisor, which blanks secrets."""
+        for target, pipe in enumerate(pipes, start=1):
+            os.dup2(pipe, target)
+            os.close(pipe)
+
     def load(self, secrets: dict[str, str]) -> None:
         """Run the author's load() with the secrets in place, and tell how that went."""
         os.environ.update(secrets)
@@ -152,6 +158,7 @@ class _Template:
         for _, body in self._splitter.feed(data):
             command: dict[str, Any] = json.loads(body)
             if "load" in command:
+                self._print_into(self._descriptors.popleft(), self._descriptors.popleft())
                 self.load(command["load"])
             else:
                 self._fork(command["fork"], socket.socket(fileno=self._descriptors.popleft()))
