@@ -1,9 +1,8 @@
 """JSON Schema 2020-12: compile without reaching any network, tell each violation by its place."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jsonschema_rs
 
@@ -15,8 +14,7 @@ _MESSAGE_CHARACTERS = 300  # the library quotes the whole value, which may be me
 _VIOLATIONS = 100  # nobody reads more of them
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
+class Violation(NamedTuple):  # no dataclass: every run would pay for making it
     """One place where a document breaks its schema."""
 
     path: Path

@@ -1,11 +1,9 @@
 """What artifacts ask of a place that keeps bytes under keys."""
 
-from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectStat:
+class ObjectStat(NamedTuple):  # no dataclass: every run would pay for making it
     """A stored object. `digest` is `sha256:` + 64 hex, None where the service does not tell it."""
 
     size_bytes: int
