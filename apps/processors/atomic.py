@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from apps.errors import StorageFailed
+
 _RANDOM = re.compile("[0-9a-f]{8}")
 
 
@@ -16,9 +18,15 @@ def write_text(path: Path, text: str, *, mode: int = 0o666, like: os.stat_result
     """Replace `path` with `text`: a reader sees the whole old file or the whole new one.
 
     `mode` is narrowed by the umask; 0o600 for files that hold a token. With `like` it does not count: mode, group
-    and owner become those, the last two as far as we may.
+    and owner become those, the last two as far as we may. Raises StorageFailed (disk full, read-only, not allowed):
+    the old file is then as it was.
     """
-    _drop_abandoned(path)
+    with _told(path):
+        _drop_abandoned(path)
+        _replace(path, text, mode, like)
+
+
+def _replace(path: Path, text: str, mode: int, like: os.stat_result | None) -> None:
     temporary, descriptor = _sibling(path, mode)
     try:
         with open(descriptor, "w", encoding="utf-8", newline="") as file:
@@ -80,12 +88,23 @@ def sync_directory(path: Path) -> None:
 def exclusive_lock(path: Path) -> Iterator[None]:
     """Hold the lock file `path` (made when absent, never removed); waits while another process holds it.
 
-    The kernel releases it when the holder dies, so a kill leaves nothing to clean up.
+    The kernel releases it when the holder dies, so a kill leaves nothing to clean up. Raises StorageFailed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with _told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise StorageFailed(
+            f"{path} can't be written: {exc.strerror or exc}", hint=f"make room, or make {path.parent} writable"
+        ) from exc

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from apps.errors import StorageFailed
 from apps.processors.atomic import exclusive_lock, write_text
 from tests.places import small_disk
 
@@ -102,7 +103,7 @@ def test_a_full_disk_leaves_the_old_text_and_no_other_file(disk: Path) -> None:
     path = disk / "state.json"
     write_text(path, "old")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageFailed, match="No space left"):
         write_text(path, "x" * 200_000)
 
     assert path.read_text() == "old"
@@ -185,6 +186,7 @@ HOLD = """
 import sys, time
 sys.path[:0] = [{project!r}, {project!r} + "/code/runtime"]
 from pathlib import Path
+from apps.errors import StorageFailed
 from apps.processors.atomic import exclusive_lock
 with exclusive_lock(Path(sys.argv[1])):
     print("held", flush=True)
