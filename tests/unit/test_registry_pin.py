@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.errors import ConfigurationError, InvalidRegistry, RefNotFound
+from apps.errors import ConfigurationError, InvalidRegistry, RefNotFound, StorageFailed
 from apps.processors import registry
 from apps.processors.reference import AMD64, ARM64, PLATFORMS, ImageReference, Platform, ProcessorRef
 from tests.places import small_disk
@@ -285,7 +285,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(disk: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         filler.write_bytes(bytes(1024 * 1024))
 
-    with pytest.raises(ConfigurationError, match="can't be written: No space left on device"):
+    with pytest.raises(StorageFailed, match="can't be written: No space left on device"):
         registry.pin(disk, REF, AMD64, NEW)
 
     assert path.read_text() == block("amd64:")
