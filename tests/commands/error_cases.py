@@ -19,6 +19,7 @@ from typing import Any
 
 from apps.processors.envelope import new_execution_id
 from tests.commands.workshop import Workshop, inputs, until
+from tests.integration.registries import registry
 from tests.places import small_disk
 from tests.shell import Outcome
 
@@ -90,6 +91,8 @@ class Case:
     status: int | None = None
     """Where it is not the one of the code."""
     docker: bool = False
+    stdout: str = ""
+    """What people get besides the two lines, as a regular expression."""
 
 
 CASES: list[Case] = []
@@ -165,6 +168,36 @@ def another_spec(at: Terminal) -> Outcome:
     at.workshop.running("drifting")
     at.workshop.write("drifting", runtime={"timeout_s": 62})
     return at.run("test/drifting@1")
+
+
+# 1: pushing, which needs an image
+
+
+@contextmanager
+def published(at: Terminal, **hard: Any) -> Iterator[Callable[[], Outcome]]:
+    """What pushes an image of Docker's to a registry that is `hard` to please."""
+    ref = at.workshop.write("published")
+    with registry(**hard) as made:
+        env = {"LOCAL_ENGINE": "docker", "PROCESSOR_REPOSITORY_PREFIX": made.address, "DOCKER_CONFIG": str(at.folder)}
+        built = at.workshop.shell("processorctl", "build", "--ref", ref, "--platforms", "amd64", "--json", env=env)
+        assert built.status == 0, built
+        try:
+            yield lambda: at("processorctl", "push", "-q", "--ref", ref, "--platforms", "amd64", env=env)
+        finally:
+            image = built.document["images"][0]["image_id"]
+            subprocess.run(["docker", "image", "rm", "--force", image], check=True, capture_output=True)
+
+
+@case("ERR_PUSH", r"127\.0\.0\.1:\d+ lets nothing be written: .*", "push to one that takes images: .*", docker=True)
+def push_to_a_read_only_registry(at: Terminal) -> Outcome:
+    with published(at, read_only=True) as push:
+        return push()
+
+
+@case("ERR_UNAUTHORIZED", r"127\.0\.0\.1:\d+ asks for a login .*", r"docker login 127\.0\.0\.1:\d+", docker=True)
+def push_without_a_login(at: Terminal) -> Outcome:
+    with published(at, login="password") as push:
+        return push()
 
 
 # 65: data was read and is wrong
@@ -394,11 +427,24 @@ def base_image_of_no_registry(at: Terminal) -> Outcome:
     docker=True,
 )
 def pin_in_a_dead_registry(at: Terminal) -> Outcome:
+    return at("localctl", "start", "-q", "--ref", pinned_nowhere(at), env={"LOCAL_ENGINE": "docker"})
+
+
+def pinned_nowhere(at: Terminal) -> str:
     pin = f"localhost:1/test-pinned@{DIGEST}"
-    ref = at.workshop.write(
-        "pinned", image={"repository": "localhost:1/test-pinned", "platforms": {"amd64": pin, "arm64": pin}}
-    )
-    return at("localctl", "start", "-q", "--ref", ref, env={"LOCAL_ENGINE": "docker"})
+    image = {"repository": "localhost:1/test-pinned", "platforms": {"amd64": pin, "arm64": pin}}
+    return at.workshop.write("pinned", image=image)
+
+
+@case(
+    "ERR_UNVERIFIED",
+    r"test/pinned@1 for linux/amd64: .*localhost:1.* \(and 1 more\)",
+    ".+",
+    details={"findings": lambda found: [each["kind"] for each in found] == ["unverified"] * 2, "checked": list},
+    stdout=r"REF +PLATFORM [^\n]*\n(test/pinned@1 [^\n]* unknown [^\n]*\n){2}",
+)
+def pin_that_nobody_can_tell_of(at: Terminal) -> Outcome:
+    return at("processorctl", "verify", "--ref", pinned_nowhere(at))
 
 
 @case(
@@ -661,6 +707,11 @@ def run_token_of_another_start(at: Terminal) -> Outcome:
         return at.run(ref)
     finally:
         at.workshop.stop(ref)
+
+
+@case("ERR_CONFIG", "the process engine makes no images that could be pushed", "LOCAL_ENGINE=docker")
+def push_from_the_process_engine(at: Terminal) -> Outcome:
+    return at("processorctl", "push", "--ref", at.workshop.write("unbuilt"))
 
 
 @case("ERR_CONFIG", "LOCAL_ENGINE is 'podman'", "set LOCAL_ENGINE to one of: docker, process")
