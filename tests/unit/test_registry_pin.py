@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.errors import ConfigurationError, InvalidRegistry, RefNotFound, StorageFailed
+from apps.errors import InvalidRegistry, RefNotFound, StorageFailed
 from apps.processors import registry
 from apps.processors.reference import AMD64, ARM64, PLATFORMS, ImageReference, Platform, ProcessorRef
 from tests.places import small_disk
