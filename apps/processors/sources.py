@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -131,6 +132,38 @@ def files(context: Path, ignore: Ignore) -> Iterator[str]:
     Folders are not listed (git knows no empty ones), nor is what is neither file nor symlink.
     """
     yield from sorted(_walk(context, "", ignore), key=os.fsencode)
+
+
+_OTHER_TIME_S: Final = 1_000_000_000
+
+
+def copy(context: Path, dockerfile: Path, folder: Path) -> tuple[Path, Path]:
+    """The same source in `folder`, as far as its digest knows: (context, Dockerfile) of a build that reads the copy.
+
+    Of what a clone need not have in common with another, nothing is: times, the modes but for the right to execute,
+    empty folders. Raises BuildFailed.
+    """
+    try:
+        return _copy(context, dockerfile, folder)
+    except OSError as exc:
+        raise BuildFailed(f"the source can't be copied to {folder}: {exc.strerror}", hint=f"df -h {folder}") from exc
+
+
+def _copy(context: Path, dockerfile: Path, folder: Path) -> tuple[Path, Path]:
+    there, beside = folder / "context", folder / "dockerfile" / dockerfile.name
+    there.mkdir(parents=True)
+    beside.parent.mkdir()
+    pairs = [(context / name, there / name) for name in files(context, Ignore.of(context, dockerfile))]
+    ignored = dockerfile.with_name(f"{dockerfile.name}.dockerignore")
+    pairs += [(each.resolve(), beside.with_name(each.name)) for each in (dockerfile, ignored) if each.is_file()]
+    for source, target in pairs:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target, follow_symlinks=False)
+        if not target.is_symlink():
+            target.chmod(0o700 if source.stat().st_mode & stat.S_IXUSR else 0o600)
+    for path in (there, *there.rglob("*")):
+        os.utime(path, (_OTHER_TIME_S, _OTHER_TIME_S), follow_symlinks=False)
+    return there, beside
 
 
 def _walk(context: Path, folder: str, ignore: Ignore) -> Iterator[str]:

@@ -11,7 +11,15 @@ from apps.storage import select
 from apps.storage.base import StorageBackend
 
 if TYPE_CHECKING:
-    from apps.processors.adapters.base import BuildRequest, Engine, ImageBuilder, ImagePusher, ImageRegistry, Progress
+    from apps.processors.adapters.base import (
+        BuildRequest,
+        Engine,
+        ImageBuilder,
+        ImagePusher,
+        ImageRegistry,
+        Progress,
+        Rebuilder,
+    )
     from apps.processors.proving import Inventory, ProvenanceSource, Prover
     from apps.processors.spec import ProcessorSpec
 
@@ -50,6 +58,15 @@ def builder(settings: Settings) -> "ImageBuilder":
         from apps.processors.adapters.host_build import HostBuilder
 
         return HostBuilder(settings.state, settings.root, settings.environment)
+    from apps.processors.adapters.buildx import BuildxBuilder
+
+    return BuildxBuilder(settings.environment, settings.build_contexts, settings.build_secrets, settings.caller)
+
+
+def rebuilder(settings: Settings) -> "Rebuilder | None":
+    """What builds images without cache; None on an engine without images."""
+    if settings.engine == "process":
+        return None
     from apps.processors.adapters.buildx import BuildxBuilder
 
     return BuildxBuilder(settings.environment, settings.build_contexts, settings.build_secrets, settings.caller)

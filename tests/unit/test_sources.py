@@ -349,3 +349,27 @@ def test_without_a_commit_there_is_no_revision(checkout: Checkout, how: str, tmp
     found = checkout.source(environment=environment)
 
     assert (found.revision, found.created_epoch_s) == (None, 0)
+
+
+# a copy
+
+
+def test_a_copy_has_the_same_digest_and_nothing_else_in_common(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.write("runtime/tool", "#!/bin/sh\n").chmod(0o755)
+    (checkout.context / "runtime" / "link").symlink_to("door.py")
+    (checkout.context / "runtime" / "empty").mkdir()
+
+    context, dockerfile = sources.copy(checkout.context, checkout.dockerfile, tmp_path / "copy")
+
+    found = sources.read(tmp_path / "copy", context, dockerfile, base=BASE, environment=os.environ)
+    assert found.digest == checkout.source().digest
+    copied = {path.relative_to(context).as_posix(): path.lstat() for path in context.rglob("*") if not path.is_dir()}
+    assert sorted(copied) == sorted(sources.files(checkout.context, Ignore.of(checkout.context, checkout.dockerfile)))
+    assert {each.st_mtime for each in copied.values()} == {1_000_000_000}
+    assert copied["runtime/door.py"].st_mode & 0o777 == 0o600
+    assert not (context / "runtime" / "empty").exists()
+
+
+def test_a_copy_that_finds_no_room_is_a_failed_build(checkout: Checkout) -> None:
+    with pytest.raises(BuildFailed, match="the source can't be copied to /proc/nowhere: "):
+        sources.copy(checkout.context, checkout.dockerfile, Path("/proc/nowhere"))

@@ -209,6 +209,26 @@ class ImageBuilder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """An image that was built for comparison alone."""
+
+    digest: str | None
+    """As in BuiltImage: None where the image store does not know it before a push."""
+    image_id: str
+
+
+class Rebuilder(Protocol):
+    """What builds without looking at anything that was built before."""
+
+    def rebuild(self, request: BuildRequest, platform: Platform, archive: Path, *, progress: Progress) -> Rebuilt:
+        """Build for one platform and write the image to the file `archive`, for `image_difference.compare`.
+
+        No image or tag that was there is another one afterwards. Raises as ImageBuilder.build does.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class RemoteManifest:
     """A manifest or an index, as a registry has it. Its bytes were hashed: `digest` is true."""
 

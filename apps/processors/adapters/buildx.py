@@ -1,7 +1,6 @@
 """ImageBuilder over `docker buildx`, on the engine of the docker context (or DOCKER_HOST) in effect."""
 
 import json
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,16 +9,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from apps.errors import BuildFailed, ConfigurationError, EngineFailed, ImageRegistryFailed, OperationError, TimedOut
+from apps.errors import ConfigurationError, EngineFailed, TimedOut
 from apps.processors.adapters import build_secrets, command
-from apps.processors.adapters.base import BaseImage, BuildRequest, BuiltImage, Progress
+from apps.processors.adapters.base import BaseImage, BuildRequest, BuiltImage, Progress, Rebuilt
+from apps.processors.adapters.buildx_errors import IMAGE, INSTALL, context_name, no_engine, translate, unresolved
+from apps.processors.image_difference import digest
 from apps.processors.reference import Platform
-from apps.processors.withheld import familiar
 
 ANSWER_S: Final = 60.0
 """What the engine, or an image registry, gets to answer one question."""
-LOG_LINES: Final = 30
-"""Lines of a failed build that go into its error."""
+SAVE_S: Final = 1800.0
+"""What the engine gets to write an image to a file."""
 
 
 class BuildxBuilder:
@@ -42,7 +42,7 @@ class BuildxBuilder:
         caller: Path,
     ) -> None:
         self._environment, self._caller = environment, caller
-        self._contexts = {_familiar(name): value for name, value in contexts.items()}
+        self._contexts = {context_name(name): value for name, value in contexts.items()}
         self._secrets = tuple(secrets)
 
     def platforms(self, asked: tuple[Platform, ...]) -> tuple[Platform, ...]:
@@ -58,15 +58,15 @@ class BuildxBuilder:
         self._check()
         if name == "scratch":
             return None
-        mapped = self._contexts.get(_familiar(name))
-        if mapped is not None and not mapped.startswith(_IMAGE):
+        mapped = self._contexts.get(context_name(name))
+        if mapped is not None and not mapped.startswith(IMAGE):
             raise ConfigurationError(
                 f"PROCESSOR_BUILD_CONTEXTS maps the base image {name} to {mapped!r}, whose digest can't be known",
-                hint=f"PROCESSOR_BUILD_CONTEXTS={name}={_IMAGE}<repository>[:tag]",
+                hint=f"PROCESSOR_BUILD_CONTEXTS={name}={IMAGE}<repository>[:tag]",
             )
-        reference = mapped.removeprefix(_IMAGE) if mapped else name
+        reference = mapped.removeprefix(IMAGE) if mapped else name
         digest, pinned = self._resolve(reference)
-        return BaseImage(name, digest, f"{_IMAGE}{pinned}" if mapped or pinned != name else None)
+        return BaseImage(name, digest, f"{IMAGE}{pinned}" if mapped or pinned != name else None)
 
     def build(self, request: BuildRequest, *, progress: Progress) -> list[BuiltImage]:
         """Build for each platform. Raises BuildFailed (the last lines), ImageRegistryFailed, EngineFailed."""
@@ -90,6 +90,36 @@ class BuildxBuilder:
         """
         output = [f"--output=type=oci,oci-mediatypes=true,dest={file}", "--provenance=mode=max,version=v0.2"]
         self._buildx(request, (platform,), output, file.parent, progress)
+
+    def rebuild(self, request: BuildRequest, platform: Platform, archive: Path, *, progress: Progress) -> Rebuilt:
+        """A `Rebuilder`: see there."""
+        self._check()
+        if self._store.containerd:
+            options = ["--no-cache", f"--output=type=oci,oci-mediatypes=true,dest={archive}"]
+            with tempfile.TemporaryDirectory() as folder:
+                self._buildx(request, (platform,), options, Path(folder), progress)
+            made = digest(archive)
+            return Rebuilt(made, made)
+        return self._rebuild_classic(request, platform, archive, progress)
+
+    def _rebuild_classic(self, request: BuildRequest, platform: Platform, archive: Path, progress: Progress) -> Rebuilt:
+        """By way of the store, the only way there; an image that was not in it before is removed again."""
+        before = self._docker("image", "ls", "--all", "--quiet", "--no-trunc").stdout.split()
+        with tempfile.TemporaryDirectory() as folder:
+            metadata = Path(folder) / "metadata.json"
+            options = ["--no-cache", "--output=type=docker,oci-mediatypes=true", f"--metadata-file={metadata}"]
+            self._buildx(request, (platform,), options, Path(folder), progress)
+            image = str(json.loads(metadata.read_text("utf-8"))["containerimage.digest"])
+        try:
+            saved = self._docker("image", "save", f"--output={archive}", image, timeout_s=SAVE_S)
+            if saved.status:
+                raise EngineFailed(
+                    f"the engine can't write the image {image}: {saved.stderr.strip()}", hint="try again"
+                )
+        finally:
+            if image not in before:
+                self._docker("image", "rm", image)
+        return Rebuilt(None, image)
 
     @cached_property
     def hidden(self) -> list[str]:
@@ -139,14 +169,14 @@ class BuildxBuilder:
                 if line.strip():
                     progress(line)
         except command.CommandFailed as exc:
-            raise _translate(request, platforms, exc.lines) from exc
+            raise translate(request, platforms, exc.lines) from exc
 
     def _arguments(self, request: BuildRequest, folder: Path) -> list[str]:
         """What is the same for every platform."""
         context, dockerfile = _renamed(request, folder)
         contexts = dict(self._contexts)
         if request.base and request.base.context:
-            contexts[_familiar(request.base.name)] = request.base.context
+            contexts[context_name(request.base.name)] = request.base.context
         return [
             f"--builder={self._store.builder}",
             "--progress=plain",
@@ -171,7 +201,7 @@ class BuildxBuilder:
             return digest, f"{_repository(reference)}@{digest}"
         local = self._inspect(reference)
         if local is None:
-            raise _unresolved(reference, found.stderr)
+            raise unresolved(reference, found.stderr)
         # By its name alone: BuildKit asks the registry for a digest, and takes this machine's image for a name that
         # no registry knows.
         pulled = [] if self._store.containerd else [each.partition("@")[2] for each in local.get("RepoDigests") or ()]
@@ -183,10 +213,10 @@ class BuildxBuilder:
     def _store(self) -> "_Store":
         found = self._docker("info", "--format", "{{json .}}")
         if found.status:
-            raise _no_engine(found.stderr)
+            raise no_engine(found.stderr)
         store = _Store.read(json.loads(found.stdout))
         if not store.buildx:
-            raise EngineFailed("docker has no buildx here", hint=_INSTALL)
+            raise EngineFailed("docker has no buildx here", hint=INSTALL)
         return store
 
     def _inspect(self, name: str) -> Mapping[str, Any] | None:
@@ -194,13 +224,14 @@ class BuildxBuilder:
         found = self._docker("image", "inspect", "--format", "{{json .}}", name)
         return None if found.status else dict(json.loads(found.stdout))
 
-    def _docker(self, *words: str) -> command.Completed:
+    def _docker(self, *words: str, timeout_s: float | None = None) -> command.Completed:
+        timeout_s = timeout_s or ANSWER_S
         try:
-            return command.run(["docker", *words], timeout_s=ANSWER_S, env=self._environment, cwd=self._caller)
+            return command.run(["docker", *words], timeout_s=timeout_s, env=self._environment, cwd=self._caller)
         except command.CommandMissing as exc:
-            raise EngineFailed("docker is not installed", hint=_INSTALL) from exc
+            raise EngineFailed("docker is not installed", hint=INSTALL) from exc
         except TimedOut as exc:
-            raise EngineFailed(f"docker {words[0]} did not answer within {ANSWER_S:g} s", hint="docker info") from exc
+            raise EngineFailed(f"docker {words[0]} did not answer within {timeout_s:g} s", hint="docker info") from exc
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,61 +284,7 @@ def _labels(request: BuildRequest) -> dict[str, str]:
     return {"theory.ref": str(request.ref)} | {f"org.opencontainers.image.{name}": labels[name] for name in labels}
 
 
-def _familiar(name: str) -> str:
-    """An image name as BuildKit compares it with those of build contexts: `python`, not docker.io/library/python."""
-    return familiar(name).removesuffix(":latest")
-
-
 def _repository(reference: str) -> str:
     """`reference` without its tag: a : after the last / starts one, any other a port."""
     folder, slash, name = reference.rpartition("/")
     return f"{folder}{slash}{name.partition(':')[0]}"
-
-
-# The only readers of what docker and BuildKit say in prose.
-
-_INSTALL: Final = "install docker and docker-buildx, or build for the embedded engine: LOCAL_ENGINE=process"
-_IMAGE: Final = "docker-image://"
-
-
-def _no_engine(stderr: str) -> EngineFailed:
-    if "permission denied" in stderr.lower():
-        hint = "add yourself to the group of the socket (usermod -aG docker), or LOCAL_ENGINE=process"
-        return EngineFailed("no permission to talk to the Docker Engine", hint=hint, details={"said": stderr.strip()})
-    hint = "start Docker, or build for the embedded engine: LOCAL_ENGINE=process"
-    return EngineFailed("the Docker Engine does not answer", hint=hint, details={"said": stderr.strip()})
-
-
-def _unresolved(reference: str, stderr: str) -> OperationError:
-    said = (stderr.strip().splitlines() or [""])[-1].removeprefix("ERROR: ")
-    if said.endswith(f"{reference}: not found"):
-        return BuildFailed(f"the registry has no base image {reference}", hint="see the last FROM of the Dockerfile")
-    return ImageRegistryFailed(f"the base image {reference} can't be resolved: {said}", hint=_mirror(reference))
-
-
-def _mirror(name: str) -> str:
-    return f"behind a mirror: PROCESSOR_BUILD_CONTEXTS={name}={_IMAGE}<mirror>/{name}"
-
-
-def _translate(request: BuildRequest, platforms: tuple[Platform, ...], lines: Sequence[str]) -> OperationError:
-    """The error for a build that failed, from the last lines that it wrote."""
-    said = next((line for line in reversed(lines) if line.startswith("ERROR: ")), lines[-1] if lines else "")
-    said = said.removeprefix("ERROR: ").removeprefix("failed to solve: ")
-    said = re.sub(r'^process ".*" did not complete successfully: ', "", said)  # the step says which process
-    step = next((line[3:].rstrip(":") for line in reversed(lines) if line.startswith(" > [")), None)
-    where = f" at {step if len(step) <= 100 else step[:99] + '…'}" if step else ""
-    # Several platforms: [linux/amd64 2/3] RUN …, or where amd64 works for arm64, [linux/amd64->arm64 2/3] RUN …
-    named = re.match(r"\[linux/(?:\w+->)?(\w+) ", step or "")
-    platform = f"linux/{named[1]}" if named else ",".join(map(str, platforms))
-    details = {"platform": platform, "log": list(lines)[-LOG_LINES:]}
-    if found := re.search(r"failed to resolve source metadata for (\S+): ", said):
-        hint = _mirror(_familiar(found[1]))
-        return ImageRegistryFailed(f"{request.ref} for {platform}: {said}", hint=hint, details=details)
-    if "Cannot connect to the Docker daemon" in said:
-        return EngineFailed("the Docker Engine went away during the build", hint="docker info", details=details)
-    hint = f"see the log above; by hand: docker build --platform {platform} -f {request.dockerfile} {request.context}"
-    if any("exec format error" in line for line in lines):
-        hint = (
-            f"{platform} is not executed here: do the work in a stage FROM --platform=$BUILDPLATFORM, and COPY from it"
-        )
-    return BuildFailed(f"{request.ref} did not build for {platform}{where}: {said}", hint=hint, details=details)

@@ -40,6 +40,11 @@ class Command(SubcommandCommand):
                 "{prog} build --ref llm/litellm@1 --platforms linux/amd64,linux/arm64 --json",
             ),
         )
+        build.add_argument(
+            "--check-reproducible",
+            action="store_true",
+            help="instead: build twice without cache, keep neither, and tell what differs",
+        )
         push = self.subcommand(
             subparsers,
             self.push,
@@ -121,6 +126,8 @@ class Command(SubcommandCommand):
         from apps.processors.reference import Platform, ProcessorRef
         from apps.settings import Settings
 
+        if options["check_reproducible"]:
+            return self._reproduced(options)
         ref, platforms = ProcessorRef.parse(options["ref"]), Platform.parse_list(options["platforms"])
         settings = Settings.read()
         built = images.build(
@@ -132,6 +139,28 @@ class Command(SubcommandCommand):
             progress=self.note,
         ).document()
         return Result(built, lambda: self._built(built))
+
+    def _reproduced(self, options: dict[str, Any]) -> Result:
+        from apps.processors import registry, reproducing, wiring
+        from apps.processors.reference import Platform, ProcessorRef
+        from apps.settings import Settings
+
+        ref, platforms = ProcessorRef.parse(options["ref"]), Platform.parse_list(options["platforms"])
+        settings = Settings.read()
+        found = reproducing.check(
+            registry.load(settings.root, ref),
+            platforms,
+            settings=settings,
+            builder=wiring.builder(settings),
+            rebuilder=wiring.rebuilder(settings),
+            progress=self.note,
+        )
+        answer = Result(found.document(), found.text())
+        if (error := found.error()) is not None:
+            if not options["json"]:
+                self.emit(answer)
+            raise error
+        return answer
 
     def push(self, options: dict[str, Any]) -> Result:
         from apps.processors import images, publishing, registry, wiring
