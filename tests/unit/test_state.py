@@ -10,7 +10,15 @@ import pytest
 
 from apps.errors import ConfigurationError
 from apps.processors.reference import ProcessorRef
-from apps.processors.state import FIRST_PORT, LAST_PORT, BuildRecord, ContainerRecord, LocalState
+from apps.processors.state import (
+    FIRST_PORT,
+    LAST_PORT,
+    BuildRecord,
+    ContainerRecord,
+    LocalState,
+    PushedImage,
+    PushRecord,
+)
 
 REF = ProcessorRef.parse("llm/litellm@1")
 OTHER = ProcessorRef.parse("image/thumbnail@1")
@@ -144,6 +152,35 @@ def test_a_digest_that_a_push_told_stays_with_its_image_and_no_other(state: Loca
 
     assert (same.digest, same.built_at[:10]) == ("sha256:" + "d" * 64, "2026-01-02")
     assert another.digest is None
+
+
+def test_a_push_that_ends_after_a_newer_build_leaves_that_one_alone(state: LocalState) -> None:
+    newer = replace(BUILD, digest=None, tag="1-ffffffffffff")
+    state.record_builds(REF, [newer])
+
+    state.record_digest(REF, replace(BUILD, digest=None), "sha256:" + "d" * 64)
+
+    assert state.builds(REF) == (newer,)
+
+
+def test_a_build_goes_by_its_digest_and_by_its_id() -> None:
+    of_the_classic_store = replace(BUILD, digest=None)
+
+    assert BUILD.identities == (BUILD.digest,)
+    assert of_the_classic_store.identities == (BUILD.image_id,)
+    assert replace(BUILD, digest="sha256:" + "d" * 64).identities == ("sha256:" + "d" * 64, BUILD.image_id)
+
+
+def test_the_newest_push_of_a_ref_is_remembered(state: LocalState) -> None:
+    image = PushedImage("linux/amd64", "sha256:" + "b" * 64, None, "sha256:" + "d" * 64, 4096)
+    push = PushRecord("ghcr.io/org/x", "1-0123456789ab", "sha256:" + "e" * 64, (image,), "2026-01-01T00:00:00.000Z")
+    state.record_push(REF, replace(push, tag="1-older"))
+    state.record_push(OTHER, push)
+
+    state.record_push(REF, push)
+
+    assert (state.push(REF), state.push(OTHER)) == (push, push)
+    assert state.push(ProcessorRef.parse("never/pushed@1")) is None
 
 
 def test_a_container_of_an_earlier_version_was_not_forced(state: LocalState) -> None:
