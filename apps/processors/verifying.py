@@ -4,13 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from apps.errors import (
-    Drift,
-    ImageNotFound,
-    InvalidReference,
-    OperationError,
-    Unverified,
-)
+from apps.errors import Drift, ImageNotFound, InvalidReference, OperationError, Unverified
 from apps.processors import pinning
 from apps.processors.adapters.base import Container, Engine, ImageRegistry
 from apps.processors.containers import image_of

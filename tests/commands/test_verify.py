@@ -260,3 +260,33 @@ def test_a_source_that_changed_since_the_build_that_is_pinned_is_a_difference(
     )
     assert findings(after, 3, "ERR_DRIFT") == [("difference", made.platform, "source")]
     assert own_row(workshop, after)["source"] == "changed since"
+
+
+def test_a_source_that_can_not_be_read_leaves_a_pin_unverified_and_matters_to_nothing_else(
+    workshop: Workshop, verified: str, images_at: Registry
+) -> None:
+    ref = ProcessorRef.parse(verified)
+    (made,) = LocalState(workshop.state).builds(ref)
+    (workshop.root / "code/processors/test/verified/1/Dockerfile").unlink()
+    unpinned = verify(workshop.shell, ref=verified)
+    image = put_image(images_at, made.platform.removeprefix("linux/"))
+    LocalState(workshop.state).record_builds(ref, [replace(made, digest=image.digest)])
+    pin(workshop.shell, image, made.platform, verified)
+
+    pinned = verify(workshop.shell, ref=verified)
+
+    assert (unpinned.status, own_row(workshop, unpinned)["source"]) == (0, "unknown")
+    assert findings(pinned, 69, "ERR_UNVERIFIED") == [("unverified", made.platform, "source")]
+
+
+def test_what_runs_with_nothing_to_compare_it_with_is_unverified(workshop: Workshop, verified: str) -> None:
+    place = workshop.state / "builds.json"
+    kept = place.read_text()
+    place.write_text(kept.replace(f'"{verified}"', '"test/forgotten@1"'))
+
+    done = verify(workshop.shell, ref=verified)
+
+    place.write_text(kept)
+    ((kind, _, check),) = findings(done, 69, "ERR_UNVERIFIED")
+    assert (kind, check) == ("unverified", "local")
+    assert "was not built" in done.document["error"]["message"]
