@@ -76,9 +76,12 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A terminal in a checkout with two built processors, one of which runs all the time."""
+    """A terminal in a checkout with built processors."""
 
     cli: Shell
+    engine: str
+    others: int
+    """How many runtimes besides REF's there are, all the time."""
 
     @property
     def state(self) -> Path:
@@ -91,16 +94,17 @@ class Place:
     def localctl(self, word: str, *words: str) -> Outcome:
         return self.cli("localctl", word, "--ref", REF, "--json", *words)
 
-    def moments(self, *words: str) -> list[Moment]:
-        """Each system call among CALLS of a command that is left to end by itself, and that had an effect."""
+    def moments(self, *words: str, calls: str = CALLS) -> list[Moment]:
+        """Each system call among `calls` of a command that is left to end by itself, and that had an effect."""
         log = self.cli.home / "strace.log"
-        self._strace(["-o", str(log), "-e", f"trace={CALLS}"], *words)
+        self._strace(["-o", str(log), "-e", f"trace={calls}"], *words)
         counts: dict[str, int] = {}
-        found = []
+        found: list[Moment] = []
         for line in log.read_text().splitlines():
             if call := re.match(r"(\w+)\(", line):
                 counts[call[1]] = counts.get(call[1], 0) + 1
-                if " = -1 E" not in line:
+                same = found and found[-1].line == line  # one of many looks whether it is ready
+                if " = -1 E" not in line and not same:
                     found.append(Moment(call[1], counts[call[1]], line))
         return found
 
@@ -145,42 +149,65 @@ class Place:
         known = {name: self.read(name).get(key, {}).get(NEIGHBOUR) for name, key in files.items()}
         return {**known, "local_ports.json": self.read("local_ports.json").get(NEIGHBOUR)}
 
-    def runtimes(self) -> set[int]:
-        """The pids of all supervisors of this checkout, known to a command or not."""
+    def runtimes(self) -> set[str]:
+        """All supervisors (pids) or containers (ids) of this checkout that run, known to a command or not."""
+        if self.engine == "docker":
+            return self.docker("ps", "--quiet", "--no-trunc", "--filter", f"label=theory.root={self.root_id}")
         mark = f"{self.state}/venvs/".encode()
         parents = {}
         for folder in Path("/proc").glob("[0-9]*"):
-            try:
+            with suppress(FileNotFoundError, ProcessLookupError):
                 if (folder / "cmdline").read_bytes().startswith(mark):
-                    parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
+                    parents[folder.name] = (folder / "stat").read_text().rpartition(")")[2].split()[1]
         return {pid for pid, parent in parents.items() if parent not in parents}
 
-    def known_runtimes(self) -> set[int]:
-        return {json.loads(each.read_text())["pid"] for each in self.state.glob("processes/[!.]*/process.json")}
+    def known_runtimes(self) -> set[str]:
+        """The same, as the state has them."""
+        return {each["id"].partition("-")[0] for each in self.read("containers.json")["containers"].values()}
 
-    def leftovers(self) -> list[Path]:
-        """Files and folders that only a killed command would leave."""
+    def docker(self, *words: str) -> set[str]:
+        done = subprocess.run(["docker", *words], capture_output=True, text=True, check=True, timeout=30)
+        return set(done.stdout.split())
+
+    def leftovers(self) -> list[Path | str]:
+        """What only a killed command would leave, once REF is stopped."""
         folders = (self.state, self.state / "logs", self.state / "processes", self.state / "scratch")
         hidden = [each for folder in folders for each in folder.glob(".*") if _LEFTOVER.fullmatch(each.name)]
         stopped = [each for folder in folders[2:] for each in folder.glob("*killed*")]
-        return [*hidden, *stopped]
+        mine = ("--quiet", "--filter", f"label=theory.root={self.root_id}")
+        dockers = (
+            self.docker("ps", "--all", *mine) | self.docker("volume", "ls", *mine) if self.engine == "docker" else ()
+        )
+        return [*hidden, *stopped, *dockers]
+
+
+def prepared(folder: Path, engine: str, processors: dict[str, str]) -> Shell:
+    need_program("strace")
+    cli = Shell(copy_checkout(folder / "checkout"), home=folder, variables={"LOCAL_ENGINE": engine})
+    for ref, handler in processors.items():
+        add_processor(cli.root, ref, handler, outputs=("*.bin",), runtime={"concurrency": 1})
+        built = cli("processorctl", "build", "--ref", ref, "--json", timeout_s=600)
+        assert built.status == 0, built
+    return cli
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    need_program("strace")
-    folder = tmp_path_factory.mktemp("killed")
-    root = copy_checkout(folder / "checkout")
-    cli = Shell(root, home=folder, variables={"LOCAL_ENGINE": "process"})
-    for ref, handler in ((REF, HANDLER), (NEIGHBOUR, HANDLER), (SLOW, SLOW_HANDLER)):
-        add_processor(root, ref, handler, outputs=("*.bin",), runtime={"concurrency": 1})
-        built = cli("processorctl", "build", "--ref", ref, "--json", timeout_s=600)
-        assert built.status == 0, built
+    """On the process engine, with a neighbour that runs all the time."""
+    processors = {REF: HANDLER, NEIGHBOUR: HANDLER, SLOW: SLOW_HANDLER}
+    cli = prepared(tmp_path_factory.mktemp("killed"), "process", processors)
     try:
         assert cli("localctl", "start", "--ref", NEIGHBOUR).status == 0
-        yield Place(cli)
+        yield Place(cli, "process", others=1)
+    finally:
+        cli.close()
+
+
+@pytest.fixture(scope="module")
+def docker_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    cli = prepared(tmp_path_factory.mktemp("killed"), "docker", {REF: HANDLER})
+    try:
+        yield Place(cli, "docker", others=0)
     finally:
         cli.close()
 
@@ -218,10 +245,10 @@ def follow(place: Place, words: tuple[str, ...], port: int | None) -> None:
             assert port in (None, rows[0]["port"])
             assert place.port() == rows[0]["port"]
             assert place.runtimes() == place.known_runtimes()
-            assert len(place.runtimes()) == 2
+            assert len(place.runtimes()) == place.others + 1
     assert place.localctl("status").document["containers"] == []
     assert place.leftovers() == []
-    assert len(place.runtimes()) == 1
+    assert len(place.runtimes()) == place.others
 
 
 def test_start_killed_before_any_system_call_loses_nothing(place: Place) -> None:
@@ -255,6 +282,29 @@ def test_stop_killed_before_any_system_call_loses_nothing(place: Place) -> None:
             place.kill(moment, *words)
             follow(place, follows, port)
             assert place.of_neighbour() == neighbour
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("word", ["start", "stop"])
+def test_a_command_killed_between_two_requests_to_docker_loses_nothing(docker_place: Place, word: str) -> None:
+    words = ("localctl", word, "--ref", REF, "--json")
+    before = ("start", "stop") if word == "start" else ("start",)
+    assert [docker_place.localctl(each).status for each in before] == [0] * len(before)
+    # What was asked for before is done, what was to be asked for is not.
+    requests = [
+        moment
+        for moment in docker_place.moments(*words, calls="sendto,rename")
+        if moment.call == "rename" or re.search(r'"(POST|PUT|DELETE) ', moment.line)
+    ]
+    port = docker_place.port()
+    assert len(requests) > 4
+
+    for number, moment in enumerate(requests):
+        follows = FOLLOWS[number % len(FOLLOWS)]
+        with at(moment, follows):
+            assert docker_place.localctl(before[-1]).status == 0
+            assert docker_place.kill(moment, *words)
+            follow(docker_place, follows, port)
 
 
 class Late(HostEngine):
