@@ -11,8 +11,9 @@ demo: .venv/commands.stamp  # the main job, without Docker: build, start, run, s
 test: .venv/development.stamp  # all tests; those that need Docker are skipped without it (REQUIRE_DOCKER=1: fail)
 	$(BIN)/python -X dev -m pytest
 
-check: .venv/development.stamp  # format, lint, types, import rules
+check: .venv/development.stamp  # format, lint, types, import rules, the workflow in docs/ci
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows docs/ci/*.yml && $(BIN)/zizmor --offline --quiet --persona=auditor docs/ci/*.yml
 
 bench: .venv/development.stamp  # the figures of docs/benchmarks.md
 	$(BIN)/python -m bench.bench
