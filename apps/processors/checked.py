@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from apps.errors import StorageFailed
 from apps.processors import spec
 from apps.processors.reference import ProcessorRef
 from apps.processors.spec import ProcessorSpec
@@ -57,6 +58,6 @@ def _kept(place: Path, key: str, path: Path) -> ProcessorSpec | None:
 def _keep(place: Path, key: str, found: ProcessorSpec) -> None:
     from apps.processors.atomic import write_text
 
-    with suppress(OSError):  # a checkout that can't be written: it is read anew each time
+    with suppress(OSError, StorageFailed):  # a checkout that can't be written: it is read anew each time
         place.parent.mkdir(parents=True, exist_ok=True)
         write_text(place, json.dumps({"key": key, "spec": spec.data_of(found)}))

@@ -63,8 +63,8 @@ def probe(port: int) -> str:
     if not isinstance(answer, dict):
         return "unknown"
     if response.status == 200:
-        return "busy" if answer.get("reason") == "busy" else "ready"
-    return "starting" if answer.get("reason") == "starting" else "unhealthy"
+        return "busy" if answer.get("state") == "busy" else "ready"
+    return "starting" if answer.get("state") == "starting" else "unhealthy"
 
 
 @dataclass(frozen=True, slots=True)

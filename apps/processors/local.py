@@ -217,7 +217,7 @@ def _fits(running: Container, selection: Selection, spec: ProcessorSpec) -> bool
 
 
 def _is_ready(running: Container) -> bool:
-    return running.host_port is not None and probe(running.host_port) == "ready"
+    return running.host_port is not None and probe(running.host_port) in ("ready", "busy")
 
 
 def _of_labels(running: Container, platform: Platform) -> Selection:

@@ -46,7 +46,7 @@ class Asked:
 
     ref: str
     mode: str
-    inputs: Callable[[], dict[str, Any] | None]
+    inputs: Callable[[Settings], dict[str, Any] | None]
     """Reads the inputs' document; None when the caller gave none."""
     platform: Platform | None = None
     write_prefix: str | None = None
@@ -77,21 +77,23 @@ class Ran:
 def run(
     asked: Asked,
     *,
-    settings: Settings,
-    state: LocalState,
-    storage: Callable[[Settings], StorageBackend],
-    engine_of: "Callable[[str], Engine]",
+    settings_of: Callable[[], Settings],
+    state_of: Callable[[Settings], LocalState],
+    storage_of: Callable[[Settings], StorageBackend],
+    engine_of: "Callable[[Settings, str], Engine]",
     on_event: runs.EventSink,
     warn: Callable[[str], None],
 ) -> Ran:
     """One execution in the ref's container; an execution that a complete prefix already names is given back.
 
-    Asks no engine unless the container does not answer. Raises OperationErrors that carry the error envelope.
+    Asks no engine unless the container does not answer. Raises OperationErrors that carry the error envelope: what
+    can fail is made in here.
     """
-    meta = Meta(adapter="local", engine=settings.engine, mode=asked.mode)
-    known = runs.Known(asked.execution_id or new_execution_id(), asked.ref, meta)
+    known = runs.Known(asked.execution_id or new_execution_id(), asked.ref, Meta(adapter="local", mode=asked.mode))
     try:
-        return _run(asked, known, settings, state, storage, engine_of, on_event, warn)
+        settings = settings_of()
+        known.learn(engine=settings.engine)
+        return _run(asked, known, settings, state_of(settings), storage_of, engine_of, on_event, warn)
     except OperationError as error:
         raise known.failed(error) from error
     except KeyboardInterrupt as exc:  # where no execution could be cancelled yet, or the user would not wait for it
@@ -103,15 +105,15 @@ def _run(
     known: runs.Known,
     settings: Settings,
     state: LocalState,
-    storage: Callable[[Settings], StorageBackend],
-    engine_of: "Callable[[str], Engine]",
+    storage_of: Callable[[Settings], StorageBackend],
+    engine_of: "Callable[[Settings, str], Engine]",
     on_event: runs.EventSink,
     warn: Callable[[str], None],
 ) -> Ran:
     spec = checked.load(settings.root, ProcessorRef.parse(asked.ref), folder=settings.state)
     known.learn(spec_digest=spec.spec_digest)
-    request = _request(asked, spec, known)
-    backend = storage(settings)
+    request = _request(asked, spec, known, settings)
+    backend = storage_of(settings)
     known.learn(storage=backend.name, transfer="relay")
     backend.check()
     place = artifacts.Artifacts(backend, request.write_prefix)
@@ -135,17 +137,17 @@ def _run(
     try:
         envelope = runs.execute(request, door, known=known, artifacts=place, identify=identify, on_event=on_event)
     except Unreachable as exc:
-        raise _why(exc, spec.ref, engine_of(record.engine), sent=known.sent) from exc
+        raise _why(exc, spec.ref, engine_of(settings, record.engine), sent=known.sent) from exc
     return Ran(envelope.document(), place)
 
 
-def _request(asked: Asked, spec: ProcessorSpec, known: runs.Known) -> protocol.Run:
+def _request(asked: Asked, spec: ProcessorSpec, known: runs.Known, settings: Settings) -> protocol.Run:
     if not protocol.EXECUTION_ID.fullmatch(known.execution_id):
         raise InvalidInputs(
             f"{known.execution_id!r} is not an execution id",
             hint="an execution id is a UUIDv7; leave it out to get one",
         )
-    document = asked.inputs()
+    document = asked.inputs(settings)
     if document is None:
         document = _default_inputs(spec, asked.mode)
     inputs.validate(spec.inputs, document)

@@ -719,6 +719,16 @@ def unknown_engine(at: Terminal) -> Outcome:
     return at("localctl", "status", env={"LOCAL_ENGINE": "podman"})
 
 
+@case(
+    "ERR_CONFIG",
+    "STORAGE_BACKEND is 'ftp'",
+    "set STORAGE_BACKEND to one of: filesystem",
+    envelope=True,
+)
+def run_with_an_unknown_storage(at: Terminal) -> Outcome:
+    return at("localctl", "run", "--ref", at.workshop.write("unbuilt"), env={"STORAGE_BACKEND": "ftp"})
+
+
 @case("ERR_CONFIG", "THEORY_ROOT is '/proc', which has no registry/ and code/", "name the checkout's root folder")
 def root_that_is_none(at: Terminal) -> Outcome:
     return at("localctl", "status", env={"THEORY_ROOT": "/proc"})

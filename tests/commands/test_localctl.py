@@ -437,6 +437,23 @@ def test_status_tells_a_containers_state(workshop: Workshop, own: str) -> None:
     assert row["started_at"].endswith("Z")
 
 
+def test_a_busy_container_says_so_and_is_reused(workshop: Workshop) -> None:
+    ref = workshop.running("narrow", runtime={"concurrency": 1})
+    text = inputs(text="word " * 100, pause_s=0.1)
+    process = workshop.shell.spawn("localctl", "run", "--ref", ref, "--inputs-json", text, "--stream")
+    assert process.stdout is not None
+    process.stdout.read(1)
+
+    row = status_of(workshop, ref)
+    started = start(workshop, ref)
+
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    workshop.stop(ref)
+    assert (row["state"], row["health"]) == ("running", "busy")
+    assert started["reused"] is True
+
+
 def test_status_of_a_container_that_was_killed_says_exited(workshop: Workshop, own: str) -> None:
     start(workshop, own)
     workshop.kill(own)

@@ -67,7 +67,10 @@ def test_healthz_names_ref_and_image(runtime: Runtime) -> None:
 def test_readyz_names_the_modes(runtime: Runtime) -> None:
     status, body = runtime.get("/readyz")
 
-    assert (status, json.loads(body)) == (200, {"ready": True, "reason": "", "modes": ["mock", "real"]})
+    assert (status, json.loads(body)) == (
+        200,
+        {"ready": True, "state": "ready", "reason": "", "modes": ["mock", "real"]},
+    )
 
 
 def test_head_is_answered_without_a_body(runtime: Runtime) -> None:

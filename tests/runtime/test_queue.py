@@ -1,6 +1,7 @@
 """Several executions at once: order, limits, cancelling, the same id again."""
 
 import asyncio
+import json
 import os
 import resource
 import signal
@@ -101,6 +102,24 @@ def test_no_more_than_concurrency_run_and_the_rest_wait_in_order(runtime: Runtim
 
     assert positions == [1, 2]
     assert starts == ["c", "d"]
+
+
+def test_readyz_says_busy_while_one_more_run_would_wait(runtime: Runtime, gate: str) -> None:
+    def state() -> str:
+        return str(json.loads(runtime.get("/readyz")[1])["state"])
+
+    async def scene() -> list[str]:
+        async with runtime.session() as a, runtime.session() as b:
+            await hold(a, gate)
+            states = [await asyncio.to_thread(state)]
+            await hold(b, gate)
+            states.append(await asyncio.to_thread(state))
+            Path(gate).touch()  # noqa: ASYNC240
+            await a.finish()
+            await b.finish()
+            return states
+
+    assert asyncio.run(scene()) == ["ready", "busy"]
 
 
 def test_a_run_that_starts_at_once_is_not_queued(runtime: Runtime) -> None:

@@ -75,6 +75,11 @@ class Executions:
         return sum(map(len, self._waiting.values()))
 
     @property
+    def full(self) -> bool:
+        """Whether one more execution would have to wait for another's end."""
+        return self.running >= self._environment.spec.concurrency
+
+    @property
     def draining(self) -> bool:
         return self._draining
 
@@ -230,8 +235,7 @@ class Executions:
         loop = asyncio.get_running_loop()
         self._timeouts[execution] = loop.call_later(message.timeout_s, self._time_out, execution)
         self.dispatch()
-        full = len(self._running) >= self._environment.spec.concurrency
-        if execution.worker is None and not execution.done and (full or not self._pool.can_start(message.mode)):
+        if execution.worker is None and not execution.done and (self.full or not self._pool.can_start(message.mode)):
             execution.queued(self.waiting)
         return execution
 

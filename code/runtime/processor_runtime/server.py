@@ -137,7 +137,13 @@ class Runtime:
         modes, reason = self._modes()
         ready = "mock" in modes
         status = http.HTTPStatus.OK if ready else http.HTTPStatus.SERVICE_UNAVAILABLE
-        return _json(status, {"ready": ready, "reason": reason, "modes": modes})
+        return _json(status, {"ready": ready, "state": self._state(ready), "reason": reason, "modes": modes})
+
+    def _state(self, ready: bool) -> str:
+        """ready, busy (one more run would wait), starting, or unhealthy (stopping included): a word for programs."""
+        if not ready:
+            return "unhealthy" if self._announced else "starting"
+        return "busy" if self._executions.full else "ready"
 
     def _modes(self) -> tuple[list[str], str]:
         """The modes that a run may have now, and why one is missing."""

@@ -139,12 +139,11 @@ class Command(SubcommandCommand):
         from apps.processors.reference import Platform
         from apps.settings import Settings
 
-        settings = Settings.read()
         ran = running.run(
             running.Asked(
                 ref=options["ref"],
                 mode=options["mode"],
-                inputs=lambda: inputs.read(
+                inputs=lambda settings: inputs.read(
                     options["inputs_json"],
                     options["inputs_file"],
                     options["inputs"],
@@ -156,10 +155,10 @@ class Command(SubcommandCommand):
                 timeout_s=options["timeout"],
                 execution_id=options["execution_id"],
             ),
-            settings=settings,
-            state=wiring.state(settings),
-            storage=wiring.storage,
-            engine_of=lambda name: wiring.engine(settings, name),
+            settings_of=Settings.read,
+            state_of=wiring.state,
+            storage_of=wiring.storage,
+            engine_of=wiring.engine,
             on_event=lambda event: self.emit(_event_result(event)) if options["stream"] else None,
             warn=self.warn,
         )
