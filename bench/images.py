@@ -23,7 +23,7 @@ READY: Final = re.compile(r"(\S+) .*ready for mock runs")
 
 
 def main() -> None:
-    if why := _absent():
+    if why := absent():
         print(f"\nContainers, images and builds are left out: no Docker Engine answers ({why})")
         return
     prefix = f"localhost/theory-bench-{secrets.token_hex(4)}"
@@ -36,19 +36,19 @@ def main() -> None:
             _builds(made)
         finally:
             made("localctl", "stop", "--all")
-            if images := _docker("image", "ls", "--quiet", "--filter", f"reference={prefix}/*").split():
-                _docker("image", "rm", "--force", *dict.fromkeys(images))
+            if images := docker("image", "ls", "--quiet", "--filter", f"reference={prefix}/*").split():
+                docker("image", "rm", "--force", *dict.fromkeys(images))
 
 
-def _absent() -> str:
+def absent() -> str:
     try:
-        _docker("version")
+        docker("version")
     except (OSError, RuntimeError) as exc:
         return str(exc).strip().splitlines()[-1]
     return ""
 
 
-def _docker(*words: str) -> str:
+def docker(*words: str) -> str:
     done = subprocess.run(["docker", *words], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"docker {words[0]} ended with {done.returncode}: {done.stderr}")
@@ -100,13 +100,13 @@ def _http_server(image: str) -> float:
         port = probe.getsockname()[1]
     began = time.perf_counter()
     serve = ("python", "-m", "http.server", "--directory", "/tmp", "8000")  # noqa: S108
-    name = _docker("run", "--detach", "--publish", f"127.0.0.1:{port}:8000", image, *serve).strip()
+    name = docker("run", "--detach", "--publish", f"127.0.0.1:{port}:8000", image, *serve).strip()
     try:
         while not _answers(port):
             time.sleep(0.005)
         return (time.perf_counter() - began) * 1000
     finally:
-        _docker("rm", "--force", name)
+        docker("rm", "--force", name)
 
 
 def _answers(port: int) -> bool:
@@ -125,7 +125,7 @@ def _start(made: Checkout, inside: list[float]) -> float:
     started = made("localctl", "start", "--ref", REF, "--allow-missing-secrets")
     taken = (time.perf_counter() - began) * 1000
     container = started["container"]["id"]
-    since = _moment(_docker("inspect", "--format", "{{.State.StartedAt}}", container).strip())
+    since = _moment(docker("inspect", "--format", "{{.State.StartedAt}}", container).strip())
     done = subprocess.run(["docker", "logs", "--timestamps", container], capture_output=True, text=True)
     if (ready := READY.search(done.stderr)) is None:
         raise RuntimeError(f"the container's log has no line of its readiness: {done.stderr}")
@@ -142,7 +142,7 @@ def _moment(text: str) -> float:
 
 def _idle(made: Checkout) -> None:
     name = made("localctl", "status", "--ref", REF)["containers"][0]["id"]
-    pids = [int(pid) for pid in _docker("top", name, "-eo", "pid").split()[1:]]
+    pids = [int(pid) for pid in docker("top", name, "-eo", "pid").split()[1:]]
     time.sleep(1)
     try:
         memory = pss_mb(pids)
@@ -179,11 +179,11 @@ def _sizes(image: str) -> None:
 
 
 def _size(image: str) -> int:
-    return int(_docker("image", "inspect", "--format", "{{.Size}}", image))
+    return int(docker("image", "inspect", "--format", "{{.Size}}", image))
 
 
 def _in(image: str, *words: str) -> str:
-    return _docker("run", "--rm", "--user", "0", "--network", "none", "--entrypoint", words[0], image, *words[1:])
+    return docker("run", "--rm", "--user", "0", "--network", "none", "--entrypoint", words[0], image, *words[1:])
 
 
 def _unpacked(image: str, folder: str) -> int:
