@@ -7,7 +7,7 @@ from processor_runtime import codes
 from apps import errors
 from apps.errors import OperationError
 
-KINDS = [OperationError, *OperationError.__subclasses__()]
+KINDS: list[type[OperationError]] = [OperationError, *OperationError.__subclasses__()]
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "errors.md"
 ROW = re.compile(r"^\| `(ERR_\w+)` \| (\d+) \| (.+) \| (.+) \|$", re.MULTILINE)
 
