@@ -40,9 +40,12 @@ def check(cli: Shell, *options: str, ref: str = REF, env: dict[str, str] | None 
 
 
 def images(cli: Shell, env: dict[str, str]) -> set[str]:
-    argv = ["docker", "image", "ls", "--all", "--quiet", "--filter", f"label=theory.ref={REF}"]
-    done = subprocess.run(argv, env=cli.environment(env), capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return set(docker(cli, env, "image", "ls", "--all", "--quiet", "--filter", f"label=theory.ref={REF}").split())
+
+
+def docker(cli: Shell, env: dict[str, str], *words: str) -> str:
+    argv, environment = ["docker", *words], cli.environment(env)
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def test_a_clock_in_an_image_is_found_with_its_layer_and_file(cli: Shell, tiny: Path, store: dict[str, str]) -> None:
@@ -89,15 +92,17 @@ def test_an_image_that_agrees_is_said_to_and_nothing_is_kept(cli: Shell, tiny: P
     text = f"FROM python:3.13-slim AS made\nCOPY {WORK}/handler.py /out/\n"
     tiny.write_text(f"{text}RUN chmod -R 755 /out && touch -d @0 /out /out/*\nFROM scratch\nCOPY --from=made /out/ /\n")
     built = cli("processorctl", "build", "--ref", REF, "--platforms", "linux/amd64", "--json", env=store, timeout_s=300)
+    [image] = built.document["images"]
     before = (cli.root / "code/.theory/builds.json").read_bytes(), images(cli, store)
 
     document = check(cli, "--json", env=store).document
 
-    [image] = built.document["images"]
+    after = (cli.root / "code/.theory/builds.json").read_bytes(), images(cli, store)
+    docker(cli, store, "image", "rm", "--force", image["image_id"])
     agreed = {"platform": "linux/amd64", "digest": image["digest"], "image_id": image["image_id"]}
     assert (document["reproducible"], document["images"]) == (True, [agreed])
     assert (document["ref"], document["source_digest"]) == (REF, built.document["source_digest"])
-    assert ((cli.root / "code/.theory/builds.json").read_bytes(), images(cli, store)) == before
+    assert after == before
 
 
 def test_images_that_disagree_leave_nothing_in_the_engine(cli: Shell, tiny: Path, store: dict[str, str]) -> None:
