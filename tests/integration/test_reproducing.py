@@ -14,11 +14,11 @@ from tests.places import need_program
 from tests.processors import add_processor
 from tests.shell import Outcome, Shell
 
-REF = "test/tiny@1"
+REF = "test/rebuilt@1"
 OURS = "llm/litellm@1"
 CONTAINERD = pytest.param("containerd", marks=pytest.mark.docker)
 CLASSIC = pytest.param("classic", marks=[pytest.mark.docker, pytest.mark.classic])
-WORK = "processors/test/tiny/1"
+WORK = "processors/test/rebuilt/1"
 
 
 @pytest.fixture(params=[CONTAINERD, CLASSIC])
@@ -55,7 +55,7 @@ def test_a_clock_in_an_image_is_found_with_its_layer_and_file(cli: Shell, tiny: 
 
     error = done.document["error"]
     assert (done.status, error["code"]) == (1, "ERR_BUILD")
-    assert error["message"].startswith("test/tiny@1 is not reproducible: two builds differ in /")
+    assert error["message"].startswith("test/rebuilt@1 is not reproducible: two builds differ in /")
     [image] = error["details"]["images"]
     assert image["platform"] == "linux/amd64"
     assert image["first"] != image["second"]
@@ -77,7 +77,7 @@ def test_for_people_the_files_are_listed_below_the_step(cli: Shell, tiny: Path) 
         "linux/amd64, layer 1: RUN /bin/sh -c date +%s%N > /x && touch -d @0 /x # buildkit differs in\n" in done.stdout
     )
     assert "\n  /x (bytes)\n" in done.stdout
-    assert "ERR_BUILD: test/tiny@1 is not reproducible" in done.stderr
+    assert "ERR_BUILD: test/rebuilt@1 is not reproducible" in done.stderr
 
 
 def test_what_differs_between_two_clones_is_found_in_one(cli: Shell, tiny: Path, store: dict[str, str]) -> None:
