@@ -1,6 +1,7 @@
 """Fixtures are places: an engine, a checkout, a terminal in it. tests/shell.py has the terminal."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -9,6 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.shell import Shell, copy_checkout
+
+# A shell's background job has Ctrl-C ignored, and hands that on to what it starts: then nothing here could be
+# interrupted, and the tests that try would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @cache
