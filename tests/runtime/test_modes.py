@@ -108,6 +108,8 @@ def test_mock_numbers_follow_from_the_inputs_alone(network: Runtime) -> None:
 SECRETS = """
     import os, json
 
+    from processor_runtime.handler import ProcessorError
+
     loaded = []
 
     def load():
@@ -116,7 +118,13 @@ SECRETS = """
     def run(context):
         if context.inputs.get("fail"):
             raise ValueError("the key was " + os.environ["API_KEY"])
+        if context.inputs.get("path"):
+            context.write(os.environ["API_KEY"], "")
+        if context.inputs.get("details"):
+            raise ProcessorError("no", details={"seen": [{os.environ["API_KEY"]: "at " + os.environ["API_KEY"]}]})
         context.log("key " + os.environ.get("API_KEY", "absent"))
+        context.metric(*["in " + os.environ.get("API_KEY", ""), 1, os.environ.get("API_KEY", "")])
+        context.progress(1, 2, os.environ.get("API_KEY", ""))
         with open("/proc/self/environ", "rb") as file:
             leaked = b"SECRET_VALUE".replace(b"SECRET_VALUE", b"sk-very-secret-value") in file.read()
         context.token(json.dumps([
@@ -156,6 +164,28 @@ def test_secret_values_are_blanked_in_logs_and_errors(secretive: Runtime) -> Non
     assert bad.error["message"] == "ValueError: the key was ***"
     assert SECRET not in str(bad.error)
     assert SECRET not in "".join(secretive.stderr)
+
+
+def test_secret_values_are_blanked_in_the_words_of_figures(secretive: Runtime) -> None:
+    good = secretive.run(mode="real")
+
+    assert good.data("metric") == [{"name": "in ***", "value": 1, "unit": "***"}]
+    assert good.data("progress") == [{"done": 1, "total": 2, "unit": "***"}]
+
+
+def test_secret_values_are_blanked_deep_in_an_errors_details(secretive: Runtime) -> None:
+    bad = secretive.run(mode="real", inputs={"details": True})
+
+    assert bad.error["details"] == {"seen": [{"***": "at ***"}]}
+
+
+def test_an_output_can_not_be_called_after_a_secret(secretive: Runtime) -> None:
+    bad = secretive.run(mode="real", inputs={"path": True})
+
+    assert (bad.error["code"], bad.error["message"]) == (
+        "ERR_OUTPUT_INVALID",
+        "output path '***' holds a secret's value",
+    )
 
 
 def test_secret_values_are_blanked_in_what_a_handler_prints(start_runtime: Callable[..., Runtime]) -> None:

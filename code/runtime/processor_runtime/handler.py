@@ -122,12 +122,14 @@ class Context:
 
     def progress(self, done: float, total: float | None = None, unit: str = "") -> None:
         """Say how far the execution is: `done` of `total` (None: unknown) in `unit`."""
-        data = {"done": _number(done), "total": None if total is None else _number(total), "unit": str(unit)}
+        unit = self._redact(str(unit))
+        data = {"done": _number(done), "total": None if total is None else _number(total), "unit": unit}
         self._emit(fragment("progress", data))
 
     def metric(self, name: str, value: float, unit: str = "") -> None:
-        """Report a figure, e.g. metric("tokens_out", 128, "token")."""
-        self._emit(fragment("metric", {"name": str(name), "value": _number(value), "unit": str(unit)}))
+        """Report a figure, e.g. metric("tokens_out", 128, "token"). Secret values in its words are blanked."""
+        name, unit = self._redact(str(name)), self._redact(str(unit))
+        self._emit(fragment("metric", {"name": name, "value": _number(value), "unit": unit}))
 
     def write(self, path: str, content: Content) -> None:
         """Write one output: spooled to disk now, on its way to the store while the handler goes on.
@@ -137,8 +139,10 @@ class Context:
             content: bytes, str (as UTF-8), a path object, an open file, or an iterator of bytes or str.
 
         Raises:
-            OutputInvalid: the path is malformed, matches no entry, or was written before.
+            OutputInvalid: the path is malformed, holds a secret's value, matches no entry, or was written before.
         """
+        if isinstance(path, str) and (shown := self._redact(path)) != path:
+            raise OutputInvalid(f"output path {shown!r} holds a secret's value")
         self._write(path, content)
 
 

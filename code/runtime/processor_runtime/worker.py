@@ -205,11 +205,16 @@ class Worker:
     def _redact(self, text: str) -> str:
         return redact(text, self._job.secrets)
 
+    def _redact_all(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._redact(value)
+        if isinstance(value, dict):
+            return {self._redact(str(key)): self._redact_all(each) for key, each in value.items()}
+        return [self._redact_all(each) for each in value] if isinstance(value, list | tuple) else value
+
     def _failed(self, exc: BaseException) -> Failure:
         failure = outcome.of_exception(exc, scratch=str(self._job.environment.scratch))
-        details = {
-            key: self._redact(value) if isinstance(value, str) else value for key, value in failure.details.items()
-        }
+        details = self._redact_all(failure.details)
         if "traceback" in details:
             sys.stderr.write(details["traceback"] + "\n")
             sys.stderr.flush()
