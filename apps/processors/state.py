@@ -7,11 +7,11 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeGuard, TypeVar
 
 from apps.errors import ConfigurationError
 from apps.processors.atomic import exclusive_lock, write_text
@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 FIRST_PORT: Final = 18000
 LAST_PORT: Final = 28999
+KEY_BYTES: Final = 32
+"""Of the key of secrets' fingerprints; its file holds them as hex digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,8 @@ class LocalState:
     # ports
 
     def port(self, ref: ProcessorRef) -> int | None:
-        return _typed(self._read("local_ports.json").get(str(ref)), int)
+        port = self._read("local_ports.json").get(str(ref))
+        return port if _is_port(port) else None
 
     def allocate_port(self, ref: ProcessorRef, *, usable: Callable[[int], bool], replace: bool = False) -> int:
         """The ref's kept port, or a new one that no other ref has and `usable` accepts.
@@ -131,9 +134,9 @@ class LocalState:
         when no port of the range is left.
         """
         with self._lock():
-            ports = self._read("local_ports.json")
+            ports = {name: port for name, port in self._read("local_ports.json").items() if _is_port(port)}
             kept = ports.get(str(ref))
-            if isinstance(kept, int) and not replace:
+            if _is_port(kept) and not replace:
                 return kept
             taken = set(ports.values())
             # From a point of the ref's own: refs started together rarely try the same port.
@@ -160,14 +163,15 @@ class LocalState:
     # containers
 
     def container(self, ref: ProcessorRef) -> ContainerRecord | None:
-        found = self._entries("containers.json", "containers").get(str(ref))
-        return ContainerRecord.read(found) if found else None
+        with self._shaped("containers.json"):
+            found = self._entries("containers.json", "containers").get(str(ref))
+            return ContainerRecord.read(found) if found else None
 
     def containers(self) -> dict[str, ContainerRecord]:
         """Ref → what was started."""
-        return {
-            ref: ContainerRecord.read(found) for ref, found in self._entries("containers.json", "containers").items()
-        }
+        with self._shaped("containers.json"):
+            found = self._entries("containers.json", "containers")
+            return {ref: ContainerRecord.read(record) for ref, record in found.items()}
 
     def record_container(self, ref: ProcessorRef, record: ContainerRecord) -> None:
         self._change("containers.json", "containers", lambda entries: {**entries, str(ref): record.document()})
@@ -182,7 +186,8 @@ class LocalState:
 
     def builds(self, ref: ProcessorRef) -> tuple[BuildRecord, ...]:
         """The newest build of each engine and platform."""
-        return tuple(BuildRecord(**found) for found in self._entries("builds.json", "builds").get(str(ref), []))
+        with self._shaped("builds.json"):
+            return tuple(BuildRecord(**found) for found in self._entries("builds.json", "builds").get(str(ref), []))
 
     def record_builds(self, ref: ProcessorRef, records: Iterable[BuildRecord]) -> None:
         """Put `records` in the place of older ones of the same engine and platform.
@@ -207,8 +212,9 @@ class LocalState:
 
     def push(self, ref: ProcessorRef) -> PushRecord | None:
         """The newest push of the ref from this checkout."""
-        found = self._entries("pushes.json", "pushes").get(str(ref))
-        return PushRecord.read(found) if found else None
+        with self._shaped("pushes.json"):
+            found = self._entries("pushes.json", "pushes").get(str(ref))
+            return PushRecord.read(found) if found else None
 
     def record_push(self, ref: ProcessorRef, record: PushRecord) -> None:
         self._change("pushes.json", "pushes", lambda entries: {**entries, str(ref): asdict(record)})
@@ -232,9 +238,14 @@ class LocalState:
     def _key(self) -> bytes:
         path = self.folder / "secrets.key"
         with self._lock():
-            if not path.exists():
-                write_text(path, secrets.token_hex(32), mode=0o600)
-            return path.read_bytes()
+            try:
+                key = path.read_bytes() if path.exists() else b""
+            except OSError as exc:
+                raise ConfigurationError(f"{path} can't be read: {exc}", hint=f"remove it: rm {path}") from exc
+            if len(key) < 2 * KEY_BYTES:  # with an empty key a fingerprint would be a plain hash
+                key = secrets.token_hex(KEY_BYTES).encode()
+                write_text(path, key.decode(), mode=0o600)
+            return key
 
     # files
 
@@ -263,8 +274,20 @@ class LocalState:
         except (OSError, ValueError) as exc:
             raise ConfigurationError(f"{path} can't be read: {exc}", hint=f"remove it: rm {path}") from exc
         if not isinstance(document, dict) or document.get("schema", 1) != 1:
-            raise ConfigurationError(f"{path} is not a state file of this version", hint=f"remove it: rm {path}")
+            raise self._another_version(name)
         return document
+
+    @contextmanager
+    def _shaped(self, name: str) -> Iterator[None]:
+        """While records are made of the entries of `name`: of entries with another shape none can be."""
+        try:
+            yield
+        except (AttributeError, KeyError, TypeError) as exc:
+            raise self._another_version(name) from exc
+
+    def _another_version(self, name: str) -> ConfigurationError:
+        path = self.folder / name
+        return ConfigurationError(f"{path} is not a state file of this version", hint=f"remove it: rm {path}")
 
     def _write(self, name: str, document: Mapping[str, Any], *, mode: int = 0o666) -> None:
         write_text(self.folder / name, json.dumps(document, indent=1) + "\n", mode=mode)
@@ -272,6 +295,10 @@ class LocalState:
 
 def _typed(value: object, kind: type[T]) -> T | None:
     return value if isinstance(value, kind) else None
+
+
+def _is_port(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**16
 
 
 def _without(key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -202,6 +202,52 @@ def test_a_damaged_file_is_named_with_the_line_that_mends_it(state: LocalState, 
     assert caught.value.hint.startswith("remove it: rm ")
 
 
+@pytest.mark.parametrize(
+    ("name", "entries"),
+    [
+        ("containers.json", '{"containers": {"llm/litellm@1": {"engine": "docker"}}}'),
+        ("containers.json", '{"containers": {"llm/litellm@1": 5}}'),
+        ("builds.json", '{"builds": {"llm/litellm@1": [{"engine": "docker"}]}}'),
+        ("builds.json", '{"builds": {"llm/litellm@1": 5}}'),
+        ("pushes.json", '{"pushes": {"llm/litellm@1": {"tag": "1"}}}'),
+    ],
+)
+def test_an_entry_of_another_shape_is_a_damaged_file_too(state: LocalState, name: str, entries: str) -> None:
+    state.folder.mkdir(parents=True)
+    (state.folder / name).write_text(entries)
+
+    with pytest.raises(ConfigurationError, match=f"{name} is not a state file of this version"):
+        _ = (state.container(REF), state.builds(REF), state.push(REF))
+
+
+@pytest.mark.parametrize("port", ['"18042"', "true", "0", "70000", "[18042]"])
+def test_what_is_no_port_is_not_kept_as_one(state: LocalState, port: str) -> None:
+    state.folder.mkdir(parents=True)
+    (state.folder / "local_ports.json").write_text(f'{{"{REF}": {port}, "{OTHER}": 18042}}')
+
+    found = state.allocate_port(REF, usable=anywhere)
+
+    assert FIRST_PORT <= found <= LAST_PORT
+    assert json.loads((state.folder / "local_ports.json").read_text()) == {str(REF): found, str(OTHER): 18042}
+
+
+def test_an_empty_key_is_made_anew(state: LocalState) -> None:
+    state.folder.mkdir(parents=True)
+    (state.folder / "secrets.key").touch()
+
+    fingerprint = state.secrets_hmac({"A": "b"})
+
+    assert len((state.folder / "secrets.key").read_bytes()) == 64
+    assert fingerprint == LocalState(state.folder).secrets_hmac({"A": "b"})
+
+
+def test_a_key_that_can_not_be_read_is_a_configuration_error(state: LocalState) -> None:
+    (state.folder / "secrets.key").mkdir(parents=True)
+
+    with pytest.raises(ConfigurationError, match=r"secrets\.key can't be read"):
+        state.secrets_hmac({})
+
+
 def test_a_change_that_changes_nothing_writes_nothing(state: LocalState) -> None:
     state.record_container(REF, CONTAINER)
     before = (state.folder / "containers.json").stat()
