@@ -106,6 +106,15 @@ def test_the_engine_is_asked_before_the_registry(docker: Docker) -> None:
     assert [call.split()[0] for call in docker.calls()] == ["info"]
 
 
+def test_an_engine_on_another_machine_is_refused_unasked(docker: Docker) -> None:
+    environment = {"PATH": f"{docker.folder}:/usr/bin:/bin", "DOCKER_HOST": "tcp://192.0.2.1:2375"}
+
+    with pytest.raises(ConfigurationError, match="on another machine"):
+        BuildxBuilder(environment, {}, (), docker.folder).base("scratch")
+
+    assert not (docker.folder / "calls").exists()
+
+
 def test_an_engine_that_does_not_come_back_is_an_error_of_the_engine(
     docker: Docker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

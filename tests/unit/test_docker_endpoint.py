@@ -113,6 +113,12 @@ def test_an_address_that_means_nothing_here_is_refused(host: str) -> None:
         find({"DOCKER_HOST": host})
 
 
+@pytest.mark.parametrize("host", ["docker.sock", "/var/run/docker.sock", "localhost:2375"])
+def test_an_address_without_a_kind_is_told_what_one_is(host: str) -> None:
+    with pytest.raises(ConfigurationError, match="DOCKER_HOST is an address without a kind, as unix:// is one"):
+        find({"DOCKER_HOST": host})
+
+
 def test_an_unknown_context_is_refused_with_the_line_that_lists_them(config: Path) -> None:
     with pytest.raises(ConfigurationError, match="no docker context 'nowhere'") as caught:
         find({"DOCKER_CONFIG": str(config), "DOCKER_CONTEXT": "nowhere"})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from apps.errors import ConfigurationError, EngineFailed, TimedOut
-from apps.processors.adapters import build_secrets, command
+from apps.processors.adapters import build_secrets, command, docker_endpoint
 from apps.processors.adapters.base import BaseImage, BuildRequest, BuiltImage, Progress, Rebuilt
 from apps.processors.adapters.buildx_errors import IMAGE, INSTALL, context_name, no_engine, translate, unresolved
 from apps.processors.image_difference import digest
@@ -128,6 +128,7 @@ class BuildxBuilder:
 
     def _check(self) -> None:
         """Everything that can be wrong before anything is looked up or built; asked once."""
+        docker_endpoint.find(self._environment)  # what is built elsewhere can be neither started here nor pushed
         _ = self._store, self.hidden
 
     def _image(self, request: BuildRequest, platform: Platform, folder: Path, progress: Progress) -> BuiltImage:

@@ -96,7 +96,8 @@ def _local(text: str, named_by: str) -> str:
             f"{named_by} names a Docker Engine on another machine, {place}: a processor's port would be bound there",
             hint=_hint(named_by),
         )
-    raise ConfigurationError(f"{named_by} is an address of no known kind: {place}", hint=_hint(named_by))
+    kind = f"of no known kind: {place}" if url.netloc else "without a kind, as unix:// is one"
+    raise ConfigurationError(f"{named_by} is an address {kind}", hint=_hint(named_by))
 
 
 def _hint(named_by: str) -> str:
