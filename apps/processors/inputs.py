@@ -41,7 +41,7 @@ def read(
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} exclude each other", hint="give the inputs in one way")
     if json_text is not None:
-        return _parse(json_text.encode("utf-8", "surrogatepass"), _TEXT)
+        return _parse(_typed_bytes(json_text), _TEXT)
     if file is not None:
         return _parse(_file(file, caller), file)
     if stdin_marker is not None:
@@ -68,6 +68,14 @@ def validate(schema: Mapping[str, Any], document: Mapping[str, Any]) -> None:
 
 
 # Bytes
+
+
+def _typed_bytes(text: str) -> bytes:
+    """A word of the call as it was typed: what the locale could not decode is there as surrogates (PEP 383)."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a caller in Python gave others
+        return text.encode("utf-8", "surrogatepass")
 
 
 def _file(name: str, caller: Path) -> bytes:

@@ -190,9 +190,20 @@ def test_another_encoding_is_named_by_line_and_column(data: bytes, line: int, co
     assert caught.value.details == {"file": "stdin", "line": line, "column": column}
 
 
-def test_bytes_of_the_call_that_are_no_text_are_refused() -> None:
-    with pytest.raises(InvalidInputs, match="not UTF-8"):
+def test_bytes_of_the_call_that_are_no_text_are_refused_as_they_were_typed() -> None:
+    with pytest.raises(InvalidInputs, match="not UTF-8: byte 0xff"):
         of_text('{"a": "\udcff"}')  # how Python hands over the byte 0xff of an argument
+
+
+def test_what_no_argument_can_hold_is_refused_too() -> None:
+    with pytest.raises(InvalidInputs, match="not UTF-8"):
+        of_text('{"a": "\ud800"}')
+
+
+def test_text_of_the_call_that_the_locale_could_not_decode_is_read_all_the_same() -> None:
+    typed = '{"a": "é"}'.encode().decode("ascii", "surrogateescape")  # what LC_ALL=C makes of it
+
+    assert of_text(typed) == {"a": "é"}
 
 
 @pytest.mark.parametrize("depth", [129, 100_000])
