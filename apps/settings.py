@@ -54,7 +54,7 @@ class Settings:
         Raises ConfigurationError naming the variable.
         """
         present = {name: value for name, value in (environ or os.environ).items() if value}
-        caller = (caller or Path.cwd()).absolute()
+        caller = (caller or _here()).absolute()
         root = _root(present.get("THEORY_ROOT"), caller)
         return cls(
             root=root,
@@ -67,6 +67,15 @@ class Settings:
             build_secrets=tuple(present.get("PROCESSOR_BUILD_SECRETS", "").split()),
             environment=present,
         )
+
+
+def _here() -> Path:
+    try:
+        return Path.cwd()
+    except OSError as exc:
+        raise ConfigurationError(
+            f"the current folder can't be had: {exc.strerror or exc}", hint="cd to a folder that is there"
+        ) from exc
 
 
 def _root(named: str | None, caller: Path) -> Path:
