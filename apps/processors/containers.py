@@ -2,14 +2,12 @@
 
 import http.client
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from apps.errors import ConfigurationError, EngineFailed, NotStarted, OperationError, UsageError
+from apps.errors import ConfigurationError, EngineFailed, NotStarted, OperationError
 from apps.processors.adapters.base import Container, Engine, LogLine, Progress
 from apps.processors.atomic import write_text
 from apps.processors.reference import Platform, ProcessorRef
@@ -99,8 +97,11 @@ def stop(
     Raises RefNotFound when there is neither a container nor a processor of that name, EngineFailed.
     """
     if only is None:
-        refs = sorted({_ref_of(container) for _, container in all_of(engines, warn)})
-        return Stopped({ref: _stop(ref, engines, state, progress, warn) for ref in refs}, all=True)
+        found = {_ref_of(container) for _, container in all_of(engines, warn)}
+        stopped_all = {ref: _stop(ref, engines, state, progress, warn) for ref in sorted(found)}
+        for ref in sorted(set(map(ProcessorRef.parse, state.containers())) - found):
+            _stop(ref, engines, state, progress, warn)  # gone, or on an engine that does not answer: an error
+        return Stopped(stopped_all, all=True)
     stopped = _stop(only, engines, state, progress, warn)
     if not stopped:
         spec_of(only)
@@ -108,23 +109,13 @@ def stop(
 
 
 def _stop(ref: ProcessorRef, engines: Sequence[Engine], state: LocalState, progress: Progress, warn: Warn) -> bool:
-    stopped = False
     with state.changing(ref):
         record = state.container(ref)
-        for engine in engines:
-            try:
-                found = of_ref(engine, ref)
-            except EngineFailed as exc:
-                # No word from the engine that has it (or, without a record, that was asked for): no guess.
-                if engine.name == (record.engine if record else engines[0].name):
-                    raise
-                warn(f"{exc.code}: {exc.message}")
-                continue
-            for container in found:
-                retire(container, ref, engine, state, progress)
-                stopped = True
+        found = found_on(engines, ref, warn, must=record.engine if record else engines[0].name)
+        for engine, container in found:
+            retire(container, ref, engine, state, progress)
         state.forget_container(ref)
-    return stopped
+    return bool(found)
 
 
 def _ref_of(container: Container) -> ProcessorRef:
@@ -138,6 +129,24 @@ def all_of(engines: Sequence[Engine], warn: Warn) -> list[tuple[Engine, Containe
         try:
             found += [(engine, container) for container in engine.containers()]
         except (EngineFailed, ConfigurationError) as exc:
+            warn(f"{engine.name}: {exc.message}")
+    return found
+
+
+def found_on(
+    engines: Sequence[Engine], ref: ProcessorRef, warn: Warn, *, must: str | None
+) -> list[tuple[Engine, Container]]:
+    """The ref's containers on the engines that answer; the others are warned of.
+
+    Raises EngineFailed or ConfigurationError when it is the engine `must` that does not: no guess about that one.
+    """
+    found = []
+    for engine in engines:
+        try:
+            found += [(engine, container) for container in of_ref(engine, ref)]
+        except (EngineFailed, ConfigurationError) as exc:
+            if engine.name == must:
+                raise
             warn(f"{engine.name}: {exc.message}")
     return found
 
@@ -279,10 +288,13 @@ def logs(
     since: str | None,
     warn: Warn,
 ) -> Iterator[LogLine]:
-    """What the ref's container wrote; of one that was stopped, what `stop` kept. Raises NotStarted, RefNotFound."""
-    for engine, container in all_of(engines, warn):
-        if container.labels.get("theory.ref") == str(ref):
-            return engine.logs(container, follow=follow, tail=tail, since=since)
+    """What the ref's container wrote; of one that was stopped, what `stop` kept.
+
+    Raises NotStarted, RefNotFound, EngineFailed.
+    """
+    record = state.container(ref)
+    for engine, container in found_on(engines, ref, warn, must=record.engine if record else None):
+        return engine.logs(container, follow=follow, tail=tail, since=since)
     try:
         text = log_file(state, ref).read_text("utf-8")
     except FileNotFoundError:
@@ -291,24 +303,3 @@ def logs(
     lines = [LogLine(**json.loads(line)) for line in text.splitlines()]
     kept = [line for line in lines if since is None or line.ts >= since]
     return iter(kept[len(kept) - tail if tail is not None and tail < len(kept) else 0 :])
-
-
-_AGO = re.compile(r"(\d{1,9})([smhd])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def moment(text: str) -> str:
-    """`--since` as RFC 3339, UTC, milliseconds: from `10m`, `2h` (s, m, h, d ago) or an RFC 3339 time.
-
-    Raises UsageError.
-    """
-    if ago := _AGO.fullmatch(text):
-        when = datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2]])
-    else:
-        try:
-            when = datetime.fromisoformat(text)
-        except ValueError:
-            raise UsageError(
-                f"{text!r} is not a time", hint="--since takes 10m, 2h, 1d or a time like 2026-01-31T12:00:00Z"
-            ) from None
-    return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -8,7 +8,7 @@ from typing import Any
 from apps.errors import ConfigurationError, ImageNotFound, MissingSecret
 from apps.processors import environment, launching
 from apps.processors.adapters.base import Container, Engine, Launch, Progress
-from apps.processors.containers import Warn, keep_logs, log_file, of_ref, probe, retire
+from apps.processors.containers import Warn, found_on, keep_logs, log_file, of_ref, probe, retire
 from apps.processors.reference import Platform, ProcessorRef
 from apps.processors.selection import Selection, forced_note, select
 from apps.processors.spec import ProcessorSpec
@@ -110,10 +110,12 @@ def start(
         warn(forced_note(spec.ref, asked.forced))
     platform = asked.platform or engine.platform()
     with state.changing(spec.ref):
-        _refuse_second_engine(spec.ref, others)
+        record = state.container(spec.ref)
+        _refuse_second_engine(spec.ref, others, warn, must=record.engine if record else None)
         found = of_ref(engine, spec.ref)
         fingerprint = state.secrets_hmac(secrets.values)
-        running = _running(found, state.container(spec.ref), platform, fingerprint)
+        reachable = state.token(spec.ref) is not None  # without its token no `run` can talk to it
+        running = _running(found, record, platform, fingerprint) if reachable else None
         kept = running if running is not None and asked.keeps_what_runs and _is_ready(running) else None
         selection = _of_labels(kept, platform) if kept else _select(asked, platform, engine, state, warn)
         wanted = _Wanted(spec, selection, secrets.values, fingerprint, asked.forced)
@@ -177,9 +179,9 @@ def _started(
     )
 
 
-def _refuse_second_engine(ref: ProcessorRef, others: Sequence[Engine]) -> None:
-    for other in others:
-        if any(each.state == "running" for each in of_ref(other, ref)):
+def _refuse_second_engine(ref: ProcessorRef, others: Sequence[Engine], warn: Warn, *, must: str | None) -> None:
+    for other, container in found_on(others, ref, warn, must=must):
+        if container.state == "running":
             raise ConfigurationError(
                 f"{ref} runs on the {other.name} engine", hint=f"stop it first: localctl stop --ref {ref}"
             )

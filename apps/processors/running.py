@@ -20,6 +20,7 @@ from apps.errors import (
     NotStarted,
     OperationError,
     StorageFailed,
+    Unauthorized,
 )
 from apps.processors import checked, engines, inputs, runs
 from apps.processors.door import Door, Unreachable
@@ -136,6 +137,9 @@ def _run(
 
     try:
         envelope = runs.execute(request, door, known=known, artifacts=place, identify=identify, on_event=on_event)
+    except Unauthorized as exc:
+        exc.hint = f"localctl stop --ref {spec.ref}, then start it again"
+        raise
     except Unreachable as exc:
         raise _why(exc, spec.ref, engine_of(settings, record.engine), sent=known.sent) from exc
     return Ran(envelope.document(), place)

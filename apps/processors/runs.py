@@ -240,7 +240,11 @@ class _Execution:
             if found is None and self._artifacts.holds(output["path"], output["digest"], output["size_bytes"]):
                 self._known.stored.append(Output(path, output["digest"], output["size_bytes"], output["mime"]))
             elif found is None or found.digest != output["digest"]:
-                raise UploadFailed(f"{path} is not stored as the processor says", details={"path": path})
+                raise UploadFailed(
+                    f"{path} is not stored as the processor says",
+                    hint="run it again under another --execution-id, or without one",
+                    details={"path": path},
+                )
         if have:
             raise UploadFailed(f"{min(have)} is stored, and not in the processor's list", details={"path": min(have)})
 

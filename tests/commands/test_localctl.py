@@ -88,6 +88,21 @@ def test_a_second_start_reuses_the_container(workshop: Workshop, own: str) -> No
     assert second["container"] == first["container"]
 
 
+def test_a_container_whose_token_is_lost_is_replaced(workshop: Workshop, own: str) -> None:
+    start(workshop, own)
+    (workshop.state / "run_tokens.json").unlink()
+    refused = workshop.shell("localctl", "run", "--ref", own, "--json").document["error"]
+
+    second = start(workshop, own)
+
+    assert (refused["code"], refused["hint"]) == (
+        "ERR_UNAUTHORIZED",
+        f"localctl stop --ref {own}, then start it again",
+    )
+    assert second["reused"] is False
+    assert workshop.run(own, text="any").status == 0
+
+
 def test_a_rebuilt_image_replaces_the_container_on_its_port(workshop: Workshop, own: str) -> None:
     first = start(workshop, own)
     workshop.write("own", "def run(context):\n    context.write('text/response.txt', 'rebuilt')\n")
@@ -486,6 +501,56 @@ def test_a_container_is_found_whatever_engine_the_caller_means(
         assert re.fullmatch("warning: .*no Docker Engine answers at .*none.sock: .*\n", done.stderr)
 
 
+@pytest.fixture
+def recorded(workshop: Workshop, own: str, without_docker: dict[str, str]) -> Iterator[str]:
+    """A ref that runs on Docker by the state's word, while no Docker Engine answers."""
+    start(workshop, own)
+    file = workshop.state / "containers.json"
+    document = json.loads(file.read_text())
+    record = {**document["containers"][own], "engine": "docker"}
+    workshop.stop(own)
+    state = json.loads(file.read_text())
+    file.write_text(json.dumps({**state, "containers": {**state["containers"], own: record}}))
+    yield own
+    file.write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize("words", [("logs", "--ref", "{ref}"), ("stop", "--ref", "{ref}")])
+def test_without_the_engine_that_has_it_nothing_is_guessed(
+    workshop: Workshop, recorded: str, without_docker: dict[str, str], words: tuple[str, ...]
+) -> None:
+    typed = [word.replace("{ref}", recorded) for word in words]
+
+    done = workshop.shell("localctl", *typed, "--json", env=without_docker)
+
+    assert (done.status, done.document["error"]["code"]) == (69, "ERR_ENGINE")
+
+
+def test_stop_all_stops_what_it_can_and_tells_what_it_could_not(
+    workshop: Workshop, recorded: str, without_docker: dict[str, str]
+) -> None:
+    other = workshop.running("other")
+
+    done = workshop.shell("localctl", "stop", "--all", "--json", env=without_docker)
+
+    assert (done.status, done.document["error"]["code"]) == (69, "ERR_ENGINE")
+    assert not workshop.answers(other)
+
+
+def test_an_engine_that_does_not_answer_keeps_no_other_ref_from_starting(
+    workshop: Workshop, recorded: str, without_docker: dict[str, str]
+) -> None:
+    other = workshop.build(workshop.write("other"))
+
+    done = workshop.shell(
+        "localctl", "start", "--ref", other, "--json", env={**without_docker, "LOCAL_ENGINE": "process"}
+    )
+
+    workshop.stop(other)
+    assert done.status == 0, done
+    assert "warning: docker: no Docker Engine answers" in done.stderr
+
+
 def test_a_processor_that_left_the_registry_can_be_seen_read_and_stopped(workshop: Workshop, own: str) -> None:
     start(workshop, own)
     (workshop.root / "registry/test/own/1/registry.yaml").unlink()
@@ -557,6 +622,17 @@ def test_logs_can_be_cut_by_number_and_by_time(workshop: Workshop, spoken: str) 
     assert since == [each for each in documents if each["ts"] >= of_two]
     assert hour == documents
     assert none.stdout == ""
+
+
+@pytest.mark.parametrize("since", ["999999999d", "0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-12:00", "soon"])
+def test_a_time_that_never_was_is_a_usage_error(workshop: Workshop, since: str) -> None:
+    done = workshop.shell("localctl", "logs", "--ref", "test/any@1", "--since", since, "--json")
+
+    assert (done.status, done.document["error"]["code"]) == (2, "ERR_USAGE")
+
+
+def test_more_lines_than_there_can_be_are_all(workshop: Workshop, spoken: str) -> None:
+    assert logs(workshop, spoken, "--tail", "9" * 30).stdout == logs(workshop, spoken).stdout
 
 
 def test_logs_follow_ends_with_what_has_ended(workshop: Workshop, spoken: str) -> None:

@@ -199,11 +199,12 @@ class Command(SubcommandCommand):
 
     def logs(self, options: dict[str, Any]) -> Iterator[Result]:
         from apps.processors import containers, registry, wiring
+        from apps.processors.management.commands import _moments
         from apps.processors.reference import ProcessorRef
         from apps.settings import Settings
 
         ref = ProcessorRef.parse(options["ref"])
-        since = containers.moment(options["since"]) if options["since"] else None
+        since = _moments.moment(options["since"]) if options["since"] else None
         settings = Settings.read()
         lines = containers.logs(
             ref,
@@ -277,7 +278,7 @@ def _count(text: str) -> int:
     count = int(text)
     if count < 0:
         raise ValueError
-    return count
+    return min(count, 10**9)  # more lines than any log has
 
 
 _seconds.__name__ = "number of seconds"  # argparse puts it into its message
