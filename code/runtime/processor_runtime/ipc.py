@@ -5,7 +5,7 @@ from typing import Final
 
 HEADER: Final = struct.Struct("<IB")  # length of the body, kind
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024  # a request of MAX_REQUEST_BYTES, and room
-READ_BYTES: Final = 256 * 1024
+READ_BYTES: Final = 64 * 1024  # more, and malloc would map and unmap memory for every read
 
 # To a worker
 RUN: Final = 1  # JSON: one execution
