@@ -43,7 +43,7 @@ async def _load(kind: Kind, server: Server) -> Figures:
     few = rounds(1, 0) == 0
     await _kept(kind, server, 300)  # the workers are made at the first need
     return {
-        "kept": await _kept(kind, server, 400 if few else 1600),
+        "kept": await _kept(kind, server, 400),
         "new": await _new(kind, server, 400 if few else 1600),
         "burst": await _streams(kind, server, 4, 1000, 0),
         "paced": await _streams(kind, server, 8, 100 if few else 300, 0.002),
