@@ -49,8 +49,8 @@ def read(
     return None
 
 
-def validate(schema: Mapping[str, Any], document: Mapping[str, Any]) -> None:
-    """Check `document` against a processor's inputs schema.
+def validate(schema: Mapping[str, Any], document: Mapping[str, Any], *, ref: str) -> None:
+    """Check `document` against the inputs schema of the processor `ref`.
 
     Raises InvalidInputs: details.pointer is the JSON pointer (RFC 6901) of the first fault, details.errors all.
     """
@@ -62,7 +62,7 @@ def validate(schema: Mapping[str, Any], document: Mapping[str, Any]) -> None:
         first, more = errors[0], f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise InvalidInputs(
             f"inputs at {first['pointer'] or 'the top'}: {first['message']}{more}",
-            hint="the schema and its examples: processorctl show --ref REF",
+            hint=f"the schema and its examples: processorctl show --ref {ref}",
             details={"pointer": first["pointer"], "errors": errors},
         )
 

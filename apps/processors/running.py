@@ -154,7 +154,7 @@ def _request(asked: Asked, spec: ProcessorSpec, known: runs.Known, settings: Set
     document = asked.inputs(settings)
     if document is None:
         document = _default_inputs(spec, asked.mode)
-    inputs.validate(spec.inputs, document)
+    inputs.validate(spec.inputs, document, ref=asked.ref)
     known.learn(inputs_digest="sha256:" + hashlib.sha256(rfc8785.dumps(document)).hexdigest())
     known.write_prefix = artifacts.expand(asked.write_prefix, execution_id=known.execution_id, ref_slug=spec.ref.slug)
     return protocol.Run(

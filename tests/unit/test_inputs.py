@@ -274,7 +274,7 @@ SCHEMA = {
 
 
 def test_inputs_that_fit_are_valid() -> None:
-    inputs.validate(SCHEMA, {"schema": "v1", "params": {"a/b": ["x"]}})
+    inputs.validate(SCHEMA, {"schema": "v1", "params": {"a/b": ["x"]}}, ref="test/any@1")
 
 
 @pytest.mark.parametrize(
@@ -289,24 +289,25 @@ def test_inputs_that_fit_are_valid() -> None:
 )
 def test_a_fault_is_named_by_its_json_pointer(document: dict[str, Any], pointer: str, message: str) -> None:
     with pytest.raises(InvalidInputs) as caught:
-        inputs.validate(SCHEMA, document)
+        inputs.validate(SCHEMA, document, ref="test/any@1")
 
     assert caught.value.details["pointer"] == pointer
     assert [each["pointer"] for each in caught.value.details["errors"]] == [pointer]
     assert caught.value.message.startswith(f"inputs at {pointer or 'the top'}: ")
     assert message in caught.value.message
+    assert caught.value.hint == "the schema and its examples: processorctl show --ref test/any@1"
 
 
 def test_every_fault_is_told_up_to_a_hundred() -> None:
     with pytest.raises(InvalidInputs, match=r"\(and 99 more\)") as caught:
-        inputs.validate(SCHEMA, {"schema": "v1", "params": {"a/b": [1] * 1000}})
+        inputs.validate(SCHEMA, {"schema": "v1", "params": {"a/b": [1] * 1000}}, ref="test/any@1")
 
     assert len(caught.value.details["errors"]) == 100
 
 
 def test_a_huge_wrong_value_makes_no_huge_message() -> None:
     with pytest.raises(InvalidInputs) as caught:
-        inputs.validate(SCHEMA, {"schema": "x" * 1_000_000, "params": {}})
+        inputs.validate(SCHEMA, {"schema": "x" * 1_000_000, "params": {}}, ref="test/any@1")
 
     assert len(caught.value.message) < 500
 
@@ -314,6 +315,6 @@ def test_a_huge_wrong_value_makes_no_huge_message() -> None:
 def test_validation_leaves_the_inputs_as_they_are() -> None:
     document: dict[str, Any] = {}
 
-    inputs.validate({"properties": {"model": {"default": "m"}}}, document)
+    inputs.validate({"properties": {"model": {"default": "m"}}}, document, ref="test/any@1")
 
     assert document == {}
