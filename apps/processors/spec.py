@@ -24,6 +24,9 @@ GIB: Final = 1024**3
 MAX_SPEC_BYTES: Final = 96 * 1024  # it travels in one environment variable, of which Linux takes 128 KiB
 SPEC_KEYS: Final = ("ref", "runtime", "secrets", "inputs", "outputs")
 
+# What no image may hold: with the first a pin would change it, the second has tokens.
+_NO_CONTEXT: Final = ("registry/", "code/.theory/")
+
 # What an engine or Modal sets, what storage is reached with, and what decides how a process starts.
 _RESERVED = (  # compiled when it is needed first, which no run does
     r"PORT|PATH|HOME|TMPDIR|TZ|LANG|LC_ALL|USER|HOSTNAME|OMP_NUM_THREADS|PYTHON.*|LD_.*"
@@ -237,6 +240,8 @@ def _check_build(build: dict[str, Any], ref: ProcessorRef) -> Iterator[Problem]:
     for name, path in build.items():
         if not _is_plain(path):
             yield Problem(("build", name), "a relative path without '..'", _shown(path))
+        elif name == "context" and f"{path}/".startswith(_NO_CONTEXT):
+            yield Problem(("build", name), "a folder outside registry/ and code/.theory/", _shown(path))
 
 
 def _check_secrets(secrets: dict[str, list[str]], ref: ProcessorRef) -> Iterator[Problem]:

@@ -203,6 +203,8 @@ WRONG = [
     ("    arm64:", "    riscv64:", 7, 5, "$.image.platforms.riscv64", "one of amd64, arm64", "an unknown key"),
     ("context: code", "context: ../code", 9, 12, "$.build.context", "without '..'", "../code"),
     ("context: code", "context: /code", 9, 12, "$.build.context", "a relative path", "/code"),
+    ("context: code", "context: registry/llm", 9, 12, "$.build.context", "outside registry/", "registry/llm"),
+    ("context: code", "context: code/.theory", 9, 12, "$.build.context", "outside registry/", "code/.theory"),
     ("[ECHO_KEY]", "[echo-key]", 12, 22, "$.secrets.required[0]", "a variable's name", '"echo-key"'),
     ("[ECHO_KEY]", "[ECHO_URL]", 12, 44, "$.secrets.optional[0]", "not among the required", "ECHO_URL"),
     ("[ECHO_KEY]", "[A, A]", 12, 21, "$.secrets.required", "each once", '["A", "A"]'),
