@@ -249,7 +249,6 @@ def _image(wanted: _Wanted, engine: Engine, progress: Progress) -> str:
     here = engine.local_image(reference.digest, repository=reference.repository, platform=selection.platform)
     if here is not None:
         return here
-    progress(f"pulling {reference}")
     return engine.pull(reference, selection.platform, progress=progress)
 
 
