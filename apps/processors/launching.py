@@ -1,12 +1,13 @@
 """Bring a container up: on a port that is free, until it answers."""
 
+import http.client
 import socket
 import time
 from dataclasses import replace
 
 from apps.errors import EngineFailed, RuntimeFailed
 from apps.processors.adapters.base import Container, Engine, Launch, NameTaken, PortTaken
-from apps.processors.containers import GRACE_S, Warn, last_words, of_ref, probe
+from apps.processors.containers import GRACE_S, PROBE_TIMEOUT_S, Warn, last_words, of_ref, probe
 from apps.processors.reference import ProcessorRef
 from apps.processors.state import LocalState
 
@@ -48,6 +49,18 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def lets_in(port: int, token: str | None) -> bool:
+    """Whether the runtime on `port` takes this run token."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {token or ''}"})
+        return connection.getresponse().status != http.HTTPStatus.UNAUTHORIZED
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def await_ready(container: Container, engine: Engine, ref: ProcessorRef, *, timeout_s: float) -> None:

@@ -114,12 +114,12 @@ def start(
         _refuse_second_engine(spec.ref, others, warn, must=record.engine if record else None)
         found = of_ref(engine, spec.ref)
         fingerprint = state.secrets_hmac(secrets.values)
-        reachable = state.token(spec.ref) is not None  # without its token no `run` can talk to it
-        running = _running(found, record, platform, fingerprint) if reachable else None
-        kept = running if running is not None and asked.keeps_what_runs and _is_ready(running) else None
+        running = _running(found, record, platform, fingerprint)
+        token = state.token(spec.ref)
+        kept = running if running is not None and asked.keeps_what_runs and _is_ready(running, token) else None
         selection = _of_labels(kept, platform) if kept else _select(asked, platform, engine, state, warn)
         wanted = _Wanted(spec, selection, secrets.values, fingerprint, asked.forced)
-        if running is not None and (kept or (_fits(running, selection, spec) and _is_ready(running))):
+        if running is not None and (kept or (_fits(running, selection, spec) and _is_ready(running, token))):
             _record_choice(wanted, state)
             return _started(wanted, engine, running, reused=True, replaced=None, began=began)
         image = _image(wanted, engine, progress)
@@ -218,8 +218,10 @@ def _fits(running: Container, selection: Selection, spec: ProcessorSpec) -> bool
     return image in selection.names and spec_digest == spec.spec_digest
 
 
-def _is_ready(running: Container) -> bool:
-    return running.host_port is not None and probe(running.host_port) in ("ready", "busy")
+def _is_ready(running: Container, token: str | None) -> bool:
+    """Whether it serves, and would serve a `run`: the token may be lost, or another's."""
+    port = running.host_port
+    return port is not None and probe(port) in ("ready", "busy") and launching.lets_in(port, token)
 
 
 def _of_labels(running: Container, platform: Platform) -> Selection:

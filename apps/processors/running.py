@@ -138,7 +138,7 @@ def _run(
     try:
         envelope = runs.execute(request, door, known=known, artifacts=place, identify=identify, on_event=on_event)
     except Unauthorized as exc:
-        exc.hint = f"localctl stop --ref {spec.ref}, then start it again"
+        exc.hint = f"localctl start --ref {spec.ref}"
         raise
     except Unreachable as exc:
         raise _why(exc, spec.ref, engine_of(settings, record.engine), sent=known.sent) from exc

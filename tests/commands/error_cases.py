@@ -697,7 +697,12 @@ def real_run_without_its_secrets(at: Terminal) -> Outcome:
     return at.run(ref, "--mode", "real", text="anything")
 
 
-@case("ERR_UNAUTHORIZED", "the processor refused the run token", "start it again: localctl start", envelope=True)
+@case(
+    "ERR_UNAUTHORIZED",
+    "the processor refused the run token",
+    "localctl start --ref test/mortal@1",
+    envelope=True,
+)
 def run_token_of_another_start(at: Terminal) -> Outcome:
     ref = at.workshop.running("mortal")
     document = at.workshop.read("run_tokens.json")
