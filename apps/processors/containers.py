@@ -295,11 +295,19 @@ def logs(
     record = state.container(ref)
     for engine, container in found_on(engines, ref, warn, must=record.engine if record else None):
         return engine.logs(container, follow=follow, tail=tail, since=since)
-    try:
-        text = log_file(state, ref).read_text("utf-8")
-    except FileNotFoundError:
+    lines = _kept_lines(log_file(state, ref))
+    if lines is None:
         spec_of(ref)
-        raise NotStarted(f"{ref} has no logs: it was never started", hint=f"localctl start --ref {ref}") from None
-    lines = [LogLine(**json.loads(line)) for line in text.splitlines()]
+        raise NotStarted(f"{ref} has no logs: it was never started", hint=f"localctl start --ref {ref}")
     kept = [line for line in lines if since is None or line.ts >= since]
     return iter(kept[len(kept) - tail if tail is not None and tail < len(kept) else 0 :])
+
+
+def _kept_lines(path: Path) -> list[LogLine] | None:
+    """What `keep_logs` wrote; None when it wrote nothing. Raises ConfigurationError for what it did not write."""
+    try:
+        return [LogLine(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as exc:
+        raise ConfigurationError(f"{path} can't be read: {exc}", hint=f"remove it: rm {path}") from exc

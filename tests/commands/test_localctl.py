@@ -88,17 +88,15 @@ def test_a_second_start_reuses_the_container(workshop: Workshop, own: str) -> No
     assert second["container"] == first["container"]
 
 
-def test_a_container_whose_token_is_lost_is_replaced(workshop: Workshop, own: str) -> None:
+@pytest.mark.parametrize("token", [None, "of-another-start"])
+def test_a_container_whose_token_is_lost_is_replaced(workshop: Workshop, own: str, token: str | None) -> None:
     start(workshop, own)
-    (workshop.state / "run_tokens.json").unlink()
+    (workshop.state / "run_tokens.json").write_text(json.dumps({"schema": 1, "tokens": {own: token}}))
     refused = workshop.shell("localctl", "run", "--ref", own, "--json").document["error"]
 
     second = start(workshop, own)
 
-    assert (refused["code"], refused["hint"]) == (
-        "ERR_UNAUTHORIZED",
-        f"localctl stop --ref {own}, then start it again",
-    )
+    assert (refused["code"], refused["hint"]) == ("ERR_UNAUTHORIZED", f"localctl start --ref {own}")
     assert second["reused"] is False
     assert workshop.run(own, text="any").status == 0
 
@@ -622,6 +620,19 @@ def test_logs_can_be_cut_by_number_and_by_time(workshop: Workshop, spoken: str) 
     assert since == [each for each in documents if each["ts"] >= of_two]
     assert hour == documents
     assert none.stdout == ""
+
+
+@pytest.mark.parametrize("text", ["{", "5\n", '{"ts": ""}\n', "\udcff"])
+def test_a_damaged_kept_log_is_named_with_the_line_that_mends_it(workshop: Workshop, own: str, text: str) -> None:
+    file = workshop.state / "logs/test-own-v1.log"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+    done = workshop.shell("localctl", "logs", "--ref", own, "--json")
+
+    file.unlink()
+    assert (done.status, done.document["error"]["code"]) == (78, "ERR_CONFIG")
+    assert done.document["error"]["hint"] == f"remove it: rm {file}"
 
 
 @pytest.mark.parametrize("since", ["999999999d", "0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-12:00", "soon"])
