@@ -90,8 +90,12 @@ def pin_in(text: str, platform: Platform) -> ImageReference | None:
 
 def _file(root: Path, ref: ProcessorRef) -> Path:
     path = root / "registry" / ref.namespace / ref.name / str(ref.version) / FILE_NAME
-    if not os.path.lexists(path):
-        raise RefNotFound(f"no processor {ref} in {root / 'registry'}", hint="list them: processorctl list")
+    try:
+        path.lstat()
+    except PermissionError:
+        return path  # reading it tells
+    except OSError as exc:
+        raise RefNotFound(f"no processor {ref} in {root / 'registry'}", hint="list them: processorctl list") from exc
     return path
 
 
@@ -132,7 +136,10 @@ def _files(root: Path) -> Iterator[Path]:
     registry = root / "registry"
     if not registry.is_dir():
         raise _error([_of_file(root, registry, "a folder", "nothing")])
-    yield from _below(registry, registry.resolve(), depth=0)
+    try:
+        yield from _below(registry, registry.resolve(), depth=0)
+    except OSError as exc:
+        raise _error([_of_file(root, Path(exc.filename), "a readable folder", f"({exc.strerror})")]) from exc
 
 
 def _below(folder: Path, registry: Path, *, depth: int) -> Iterator[Path]:

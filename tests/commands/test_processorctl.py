@@ -1,3 +1,6 @@
+import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +191,24 @@ def test_build_refuses_wrong_words_before_it_asks_any_engine(cli: Shell, words: 
     outcome = cli("processorctl", "build", *words, "--json", env={"DOCKER_HOST": "unix:///nonexistent.sock"})
 
     assert outcome.document["error"]["code"] == code
+
+
+@pytest.mark.parametrize("words", [("list",), ("show", "--ref", "llm/litellm@1")])
+def test_a_folder_of_the_registry_that_can_not_be_read_is_named(cli: Shell, words: tuple[str, ...]) -> None:
+    folder = cli.root / "registry/llm"
+    folder.chmod(0)
+    as_anyone = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+
+    done = subprocess.run(
+        [*as_anyone, *cli.argv("processorctl", *words, "--json")],
+        capture_output=True,
+        text=True,
+        env=cli.environment(),
+        timeout=60,
+    )
+
+    folder.chmod(0o755)
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["code"]) == (65, "ERR_REGISTRY")
+    assert "registry/llm" in error["message"]
+    assert "(Permission denied)" in error["message"]
