@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from apps.errors import ConfigurationError
 from apps.processors.spec import Secrets
 
 MIN_REDACTED_CHARACTERS: Final = 6  # as in the runtime: a shorter value would blank half of every message
@@ -27,8 +28,16 @@ class SecretValues:
 
 
 def secrets(declared: Secrets, environ: Mapping[str, str]) -> SecretValues:
-    """The values of `declared` in `environ`. An empty variable counts as absent."""
+    """The values of `declared` in `environ`. An empty variable counts as absent.
+
+    Raises ConfigurationError for one that is not UTF-8: the Docker API takes text, and would get another value.
+    """
     values = {name: environ[name] for name in declared.names if environ.get(name)}
+    for name, value in values.items():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ConfigurationError(f"the value of {name} is not UTF-8", hint=f"export {name} anew") from None
     return SecretValues(values, tuple(name for name in declared.required if name not in values))
 
 

@@ -1,8 +1,10 @@
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apps.errors import ConfigurationError
 from apps.processors import environment
 from apps.processors.spec import Secrets
 
@@ -26,6 +28,11 @@ def test_an_empty_variable_counts_as_absent() -> None:
     found = environment.secrets(DECLARED, {"KEY": "", "TOKEN": "t", "URL": ""})
 
     assert (found.names, found.missing) == (("TOKEN",), ("KEY",))
+
+
+def test_a_value_that_is_no_text_is_refused_by_its_name() -> None:
+    with pytest.raises(ConfigurationError, match="the value of KEY is not UTF-8"):
+        environment.secrets(DECLARED, {"KEY": "\udcff", "TOKEN": "t"})  # how Python hands over the byte 0xff
 
 
 def test_secret_values_do_not_show_when_printed() -> None:
