@@ -9,7 +9,7 @@ demo: .venv/commands.stamp  # the main job, without Docker: build, start, run, s
 	$(BIN)/python examples/demo.py
 
 test: .venv/development.stamp  # all tests; those that need Docker are skipped without it (REQUIRE_DOCKER=1: fail)
-	$(BIN)/python -X dev -m pytest
+	$(BIN)/python -X dev -m pytest $(ARGS)
 
 check: .venv/development.stamp  # format, lint, types, import rules, the workflow in docs/ci
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
