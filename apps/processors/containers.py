@@ -1,6 +1,5 @@
 """The containers of this checkout: find, probe, stop, list, read them. The engines' word, against the state's."""
 
-import http.client
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from typing import Any, Final
 from apps.errors import ConfigurationError, EngineFailed, NotStarted, OperationError
 from apps.processors.adapters.base import Container, Engine, LogLine, Progress
 from apps.processors.atomic import write_text
+from apps.processors.probing import probe
 from apps.processors.reference import Platform, ProcessorRef
 from apps.processors.selection import difference, standard
 from apps.processors.spec import ProcessorSpec
@@ -17,7 +17,6 @@ from apps.processors.state import ContainerRecord, LocalState
 
 GRACE_S: Final = 15.0
 """What a container gets to drain: the runtime itself ends handlers well within."""
-PROBE_TIMEOUT_S: Final = 2.0
 LOG_TAIL: Final = 20
 """Lines of a dead container's log that go into its error."""
 
@@ -45,24 +44,6 @@ def last_words(container: Container, engine: Engine) -> dict[str, Any]:
         "out_of_memory": container.out_of_memory,
         "log": [line.line for line in engine.logs(container, tail=LOG_TAIL)],
     }
-
-
-def probe(port: int) -> str:
-    """ready, busy, starting or unhealthy, as /readyz says; unknown when nothing answers there."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PROBE_TIMEOUT_S)
-    try:
-        connection.request("GET", "/readyz")
-        response = connection.getresponse()
-        answer = json.loads(response.read(65536))
-    except (OSError, http.client.HTTPException, ValueError):
-        return "unknown"
-    finally:
-        connection.close()
-    if not isinstance(answer, dict):
-        return "unknown"
-    if response.status == 200:
-        return "busy" if answer.get("state") == "busy" else "ready"
-    return "starting" if answer.get("state") == "starting" else "unhealthy"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from apps.errors import EngineFailed, RuntimeFailed
 from apps.processors.adapters.base import Container, Engine, Launch, NameTaken, PortTaken
-from apps.processors.containers import GRACE_S, PROBE_TIMEOUT_S, Warn, last_words, of_ref, probe
+from apps.processors.containers import GRACE_S, Warn, last_words, of_ref
+from apps.processors.probing import PROBE_TIMEOUT_S, probe
 from apps.processors.reference import ProcessorRef
 from apps.processors.state import LocalState
 

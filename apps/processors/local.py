@@ -8,7 +8,8 @@ from typing import Any
 from apps.errors import ConfigurationError, ImageNotFound, MissingSecret
 from apps.processors import environment, launching
 from apps.processors.adapters.base import Container, Engine, Launch, Progress
-from apps.processors.containers import Warn, found_on, keep_logs, log_file, of_ref, probe, retire
+from apps.processors.containers import Warn, found_on, keep_logs, log_file, of_ref, retire
+from apps.processors.probing import drain, probe
 from apps.processors.reference import Platform, ProcessorRef
 from apps.processors.selection import Selection, forced_note, select
 from apps.processors.spec import ProcessorSpec
@@ -124,6 +125,8 @@ def start(
             return _started(wanted, engine, running, reused=True, replaced=None, began=began)
         image = _image(wanted, engine, progress)
         for old in found:
+            if old.state == "running" and old.host_port is not None:
+                drain(old.host_port, progress=progress)
             retire(old, spec.ref, engine, state, progress)
         container = _launch(wanted, image, asked, engine=engine, state=state, root_id=root_id, warn=warn)
         replaced = next((old.labels.get("theory.digest") for old in found if old.state == "running"), None)

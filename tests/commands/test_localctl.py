@@ -133,6 +133,19 @@ def test_no_file_of_the_state_holds_a_secret(workshop: Workshop, own: str) -> No
     assert holding == ["response.txt"]  # where the handler wrote it to
 
 
+def test_a_start_that_replaces_lets_a_run_end_first(workshop: Workshop, own: str) -> None:
+    start(workshop, own)
+    text = inputs(text="word " * 20, pause_s=0.1)
+    process = workshop.shell.spawn("localctl", "run", "--ref", own, "--inputs-json", text, "--stream")
+    assert process.stdout is not None
+    process.stdout.read(1)
+
+    started = start(workshop, own, env={"TEST_KEY": "another-secret"})
+
+    process.communicate(timeout=30)
+    assert (process.returncode, started["reused"]) == (0, False)
+
+
 def test_a_changed_spec_replaces_the_container(workshop: Workshop, own: str) -> None:
     start(workshop, own)
     workshop.write("own", runtime={"timeout_s": 61})

@@ -69,7 +69,7 @@ def test_readyz_names_the_modes(runtime: Runtime) -> None:
 
     assert (status, json.loads(body)) == (
         200,
-        {"ready": True, "state": "ready", "reason": "", "modes": ["mock", "real"]},
+        {"ready": True, "state": "ready", "executions": 0, "reason": "", "modes": ["mock", "real"]},
     )
 
 

@@ -105,10 +105,11 @@ def test_no_more_than_concurrency_run_and_the_rest_wait_in_order(runtime: Runtim
 
 
 def test_readyz_says_busy_while_one_more_run_would_wait(runtime: Runtime, gate: str) -> None:
-    def state() -> str:
-        return str(json.loads(runtime.get("/readyz")[1])["state"])
+    def state() -> tuple[str, int]:
+        answer = json.loads(runtime.get("/readyz")[1])
+        return answer["state"], answer["executions"]
 
-    async def scene() -> list[str]:
+    async def scene() -> list[tuple[str, int]]:
         async with runtime.session() as a, runtime.session() as b:
             await hold(a, gate)
             states = [await asyncio.to_thread(state)]
@@ -119,7 +120,7 @@ def test_readyz_says_busy_while_one_more_run_would_wait(runtime: Runtime, gate: 
             await b.finish()
             return states
 
-    assert asyncio.run(scene()) == ["ready", "busy"]
+    assert asyncio.run(scene()) == [("ready", 1), ("busy", 2)]
 
 
 def test_a_run_that_starts_at_once_is_not_queued(runtime: Runtime) -> None:

@@ -137,7 +137,9 @@ class Runtime:
         modes, reason = self._modes()
         ready = "mock" in modes
         status = http.HTTPStatus.OK if ready else http.HTTPStatus.SERVICE_UNAVAILABLE
-        return _json(status, {"ready": ready, "state": self._state(ready), "reason": reason, "modes": modes})
+        count = self._executions.running + self._executions.waiting
+        state = self._state(ready)
+        return _json(status, {"ready": ready, "state": state, "executions": count, "reason": reason, "modes": modes})
 
     def _state(self, ready: bool) -> str:
         """ready, busy (one more run would wait), starting, or unhealthy (stopping included): a word for programs."""
