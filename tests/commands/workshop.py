@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -216,7 +215,7 @@ class Workshop:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port(ref)}/healthz", timeout=5) as answer:
                 return bool(answer.status == 200)
-        except (KeyError, urllib.error.URLError):
+        except (KeyError, OSError):  # URLError is one; a runtime that was stopped in mid-air answers too late
             return False
 
     def run(self, ref: str, *options: str, **params: Any) -> Outcome:

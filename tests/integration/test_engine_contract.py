@@ -345,6 +345,7 @@ def test_the_last_line_counts_without_its_line_feed_once_the_container_has_ended
 def test_tail_gives_the_last_lines_whole(place: Place) -> None:
     probe = place.launch()
     said(probe, "stdout:one\n", "stderr:two\n")
+    wait_for(probe, 3)  # lines of two streams are in order only when one was there before the other came
     probe.do("long", "60000")
     wait_for(probe, 4)
 
