@@ -4,8 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import rfc8785
 from processor_runtime import protocol
@@ -41,8 +40,7 @@ SETTLE_S: Final = 1.0
 """How long an engine may take to see that a container has ended. The kernel closes its connections before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):  # no dataclass: every run would pay for making it
     """What the caller typed, not yet checked."""
 
     ref: str
@@ -55,8 +53,7 @@ class Asked:
     execution_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
+class Ran(NamedTuple):  # no dataclass: every run would pay for making it
     """A successful execution."""
 
     envelope: dict[str, Any]

@@ -35,9 +35,8 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import StringIO, TextIOWrapper
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from django.core.management.base import BaseCommand, OutputWrapper
 
@@ -50,8 +49,7 @@ _COLOURS: Final = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33}
 _LOG_LEVELS: Final = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):  # no dataclass: every run would pay for making it
     """What a subcommand answers: a document for --json, and the same for people."""
 
     document: Mapping[str, Any]
