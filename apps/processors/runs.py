@@ -14,8 +14,8 @@ from processor_runtime import protocol
 from apps.errors import Cancelled, OperationError, UploadFailed, from_words
 from apps.processors.door import OPEN_TIMEOUT_S, Door, opened
 from apps.processors.envelope import Envelope, Meta, Output, encode, index_document
+from apps.processors.uploading import Uploading
 from apps.storage.artifacts import Artifacts
-from apps.storage.base import ObjectWriter
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
@@ -88,7 +88,7 @@ class _Execution:
         self._request, self._connection, self._known = request, connection, known
         self._artifacts, self._on_event = artifacts, on_event
         self._side = protocol.ControllerSide()
-        self._uploads: dict[int, tuple[protocol.Upload, ObjectWriter]] = {}
+        self._uploading = Uploading(self._side, artifacts, send=connection.send, stored=self._stored)
         self._leave_at: float | None = None
         self._asked = False
         self.signal: int | None = None
@@ -132,8 +132,7 @@ class _Execution:
             while self._side.completed is None:
                 self._take(self._next())
         finally:
-            for _, writer in self._uploads.values():
-                writer.abort()
+            self._uploading.close()
 
     def _next(self) -> str | bytes:
         while True:
@@ -146,59 +145,21 @@ class _Execution:
 
     def _take(self, received: str | bytes) -> None:
         if isinstance(received, bytes):
-            self._store_chunk(received)
+            self._uploading.chunk(received)
             return
         message = self._side.receive(received)
         match message:
             case protocol.Event():
                 self._on_event(_event_document(message))
             case protocol.Upload():
-                self._grant(message)
+                self._uploading.asked(message)
             case protocol.Uploaded():
-                self._settle(message.upload)
+                self._uploading.uploaded(message)
 
-    def _grant(self, upload: protocol.Upload) -> None:
-        try:
-            writer = self._artifacts.receive(
-                upload.path, size_bytes=upload.size_bytes, digest=upload.digest, mime=upload.mime
-            )
-        except OperationError as error:
-            self._refuse(upload.upload, error)
-            return
-        self._uploads[upload.upload] = (upload, writer)
-        self._connection.send(self._side.grant_relay(upload.upload))
-
-    def _store_chunk(self, received: bytes) -> None:
-        number, data = self._side.receive_chunk(received)
-        if number not in self._uploads:
-            return  # refused meanwhile; the rest of its window still arrives
-        try:
-            self._uploads[number][1].write(data)
-        except OperationError as error:
-            self._refuse(number, error)
-            return
-        if credit := self._side.consumed(number):
-            self._connection.send(credit)
-
-    def _settle(self, number: int) -> None:
-        if number not in self._uploads:
-            return
-        upload, writer = self._uploads[number]
-        try:
-            writer.commit(size_bytes=upload.size_bytes, digest=upload.digest)
-        except OperationError as error:
-            self._refuse(number, error)
-            return
-        del self._uploads[number]
+    def _stored(self, upload: protocol.Upload) -> None:
         self._known.stored.append(
             Output(self._known.write_prefix + upload.path, upload.digest, upload.size_bytes, upload.mime)
         )
-        self._connection.send(protocol.encode(protocol.Stored(number)))
-
-    def _refuse(self, number: int, error: OperationError) -> None:
-        if held := self._uploads.pop(number, None):
-            held[1].abort()
-        self._connection.send(protocol.encode(protocol.Refused(number, error.words())))
 
     def conclude(self) -> Envelope:
         """Receipt and index on success; raises what ended the execution otherwise."""

@@ -115,7 +115,7 @@ class StorageBackend(Protocol):
         ...
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Every object whose key starts with `prefix` (which ends with a slash), sorted by key. Raises StorageFailed."""
+        """Every object whose key starts with `prefix`, which ends with a slash; sorted by key. Raises StorageFailed."""
         ...
 
     def delete(self, key: str) -> None:
