@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration import bucket_canary, buckets
 from tests.shell import Shell, copy_checkout
 
 # A shell's background job has Ctrl-C ignored, and hands that on to what it starts: then nothing here could be
@@ -27,20 +28,40 @@ def _engine_failure(host: str) -> str:
     return (done.stderr.strip() or f"exit status {done.returncode}") if done.returncode else ""
 
 
-def _need(what: str, failure: str) -> None:
-    if failure and os.environ.get("REQUIRE_DOCKER"):
-        pytest.fail(f"REQUIRE_DOCKER is set, and {what} does not answer: {failure}", pytrace=False)
+def _need(what: str, failure: str, required_by: str = "REQUIRE_DOCKER") -> None:
+    if failure and os.environ.get(required_by):
+        pytest.fail(f"{required_by} is set, and {what} does not answer: {failure}", pytrace=False)
     if failure:
         pytest.skip(f"needs {what}: {failure}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A missing engine skips what is marked to need it; with REQUIRE_DOCKER=1 it fails it."""
+    """A missing engine or S3 server skips what is marked to need it; REQUIRE_DOCKER=1 and REQUIRE_BUCKET=1 fail it."""
     if item.get_closest_marker("docker"):
         _need("a Docker Engine", _engine_failure(""))
     if item.get_closest_marker("classic"):
         host = os.environ.get("CLASSIC_DOCKER_HOST", "")
         _need("a classic Docker Engine", _engine_failure(host) if host else "CLASSIC_DOCKER_HOST is not set")
+    if item.get_closest_marker("bucket"):
+        _need("an S3 server", buckets.missing(), "REQUIRE_BUCKET")
+
+
+@pytest.fixture(scope="session")
+def bucket_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[buckets.BucketServer]:
+    """An S3 server that all tests marked `bucket` share, proven to refuse misuse. To kill one, start another."""
+    with buckets.bucket_server(tmp_path_factory.mktemp("bucket-server")) as server:
+        canary = server.make_bucket()
+        assert bucket_canary.answers(canary) == bucket_canary.REFUSALS, "this S3 server is too lax to test with"
+        canary.remove()
+        yield server
+
+
+@pytest.fixture
+def bucket(bucket_server: buckets.BucketServer) -> Iterator[buckets.Bucket]:
+    """A new bucket on the shared server; for tests marked `bucket`."""
+    made = bucket_server.make_bucket()
+    yield made
+    made.remove()
 
 
 @pytest.fixture(scope="session")

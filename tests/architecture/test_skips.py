@@ -1,4 +1,4 @@
-"""A missing engine skips the tests that need it, and fails them where REQUIRE_DOCKER says that it must be there."""
+"""A missing engine or S3 server skips the tests that need it, and fails them where REQUIRE_… says that it must be."""
 
 import os
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.architecture.sources import PROJECT
+from tests.integration import buckets
 
 MARKED = """
 import pytest
@@ -43,3 +44,20 @@ def test_where_docker_is_required_a_missing_engine_fails_the_test(tmp_path: Path
 
     assert done.returncode == 1, done.stdout
     assert "REQUIRE_DOCKER is set" in done.stdout
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("", "skipped"), ("1", "failed")])
+def test_a_missing_s3_server_is_told_like_a_missing_engine(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, required: str, outcome: str
+) -> None:
+    from tests.conftest import pytest_runtest_setup
+
+    item = request.node
+    item.add_marker(pytest.mark.bucket)
+    monkeypatch.setattr(buckets, "WEED", PROJECT / "no-such-program")
+    monkeypatch.setenv("REQUIRE_BUCKET", required)
+
+    with pytest.raises(
+        pytest.fail.Exception if outcome == "failed" else pytest.skip.Exception, match="no-such-program"
+    ):
+        pytest_runtest_setup(item)
