@@ -12,11 +12,11 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NoReturn
 
 from apps.errors import OperationError, OutputExists, StorageFailed, UploadFailed
 from apps.storage import durable, keys
-from apps.storage.base import ObjectStat
+from apps.storage.base import ObjectStat, StoredObject
 
 STAGING: Final = ".tmp"
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -80,8 +80,51 @@ class FilesystemBackend:
         with _failures(self.root / key), self._opened(key) as file:
             return ObjectStat(os.fstat(file.fileno()).st_size, None) if file else None
 
+    def digest(self, key: str) -> ObjectStat | None:
+        with _failures(self.root / key), self._opened(key) as file:
+            if file is None:
+                return None
+            found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+            return ObjectStat(file.tell(), f"sha256:{found}")
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """Files alone: a symbolic link is none, whatever it leads to."""
+        with _failures(self.root / prefix):
+            yield from sorted(self._files(prefix))
+
+    def delete(self, key: str) -> None:
+        """And the folders that it leaves empty."""
+        *folders, name = keys.split(key)
+        with _failures(self.root / key), suppress(FileNotFoundError):
+            with self.folder(folders) as folder:
+                os.unlink(name, dir_fd=folder)
+                durable.sync(folder)
+            self._prune(folders)
+
+    def grants(self, loopback: str | None) -> None:
+        """No request from elsewhere reaches a folder."""
+
     def locate(self, key: str) -> str:
         return f"{self.root}/{key}"
+
+    def _files(self, prefix: str) -> Iterator[StoredObject]:
+        with suppress(FileNotFoundError), self.folder(keys.split(prefix.rstrip("/"))) as folder:
+            for name, _, files, inner in os.fwalk(dir_fd=folder, onerror=_raise):
+                for file in files:
+                    status = os.stat(file, dir_fd=inner, follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode):
+                        yield StoredObject(os.path.normpath(f"{prefix}{name}/{file}"), status.st_size)
+
+    def _prune(self, folders: Sequence[str]) -> None:
+        for depth in range(len(folders), 0, -1):
+            with self.folder(folders[: depth - 1]) as parent:
+                try:
+                    os.rmdir(folders[depth - 1], dir_fd=parent)
+                except OSError as exc:
+                    if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    return
+                durable.sync(parent)
 
     @contextmanager
     def folder(self, segments: Sequence[str], *, make: bool = False) -> Iterator[int]:
@@ -202,6 +245,10 @@ class FileWriter:
                     raise _taken(self._path) from exc
             # Also for an object that was there: its writer may have been killed before this line.
             durable.sync(folder)
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def _obstacle(name: str, parent: int, path: Path) -> OperationError:

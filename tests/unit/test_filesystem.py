@@ -592,3 +592,58 @@ def test_the_filesystem_backend_is_selected_by_its_name(root: Path) -> None:
 def test_an_unknown_backend_is_a_configuration_error(root: Path) -> None:
     with pytest.raises(ConfigurationError, match="STORAGE_BACKEND"):
         select.backend("tape", artifacts_root=root)
+
+
+# Digests, listing, removal
+
+
+def test_a_digest_is_of_what_is_stored(backend: FilesystemBackend) -> None:
+    put(backend, "a/b", b"bytes")
+
+    assert backend.digest("a/b") == (5, digest_of(b"bytes"))
+    assert backend.digest("a/c") is None
+
+
+def test_a_listing_has_files_below_the_prefix_sorted_by_key(backend: FilesystemBackend, root: Path) -> None:
+    for key in ("a/z", "a/b/c", "a/b.txt", "ab/c"):
+        put(backend, key, key.encode())
+    (root / "a" / "link").symlink_to("/etc")
+
+    assert list(backend.list("a/")) == [("a/b.txt", 7), ("a/b/c", 5), ("a/z", 3)]
+    assert list(backend.list("nothing/here/")) == []
+
+
+def test_a_folder_that_can_not_be_read_ends_a_listing(
+    backend: FilesystemBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(backend, "a/b/c", b"")
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+    with pytest.raises(StorageFailed, match="permission denied"):
+        list(backend.list("a/"))
+
+
+def test_what_is_removed_leaves_no_empty_folder(backend: FilesystemBackend, root: Path) -> None:
+    put(backend, "a/b/c", b"")
+    put(backend, "a/d", b"")
+
+    backend.delete("a/b/c")
+    backend.delete("a/b/c")
+
+    assert (sorted(path.name for path in root.iterdir()), files(root)) == ([".tmp", "a"], {"a/d"})
+
+
+def test_a_symbolic_link_is_never_followed_to_remove(backend: FilesystemBackend, root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    (root / "a").symlink_to(outside)
+
+    with pytest.raises(StorageFailed, match="symbolic link"):
+        backend.delete("a/kept")
+
+    assert (outside / "kept").exists()
