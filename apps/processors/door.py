@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Final
 
 from processor_runtime import protocol
 
-from apps.errors import ConnectionFailed, OperationError, Unauthorized
+from apps.errors import Busy, ConnectionFailed, OperationError, Unauthorized
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
 OPEN_TIMEOUT_S: Final = 10.0
+
+
+class Asleep(ConnectionFailed):
+    """Nothing serves behind the URL yet (HTTP 503): on Modal the first request brings a container up."""
 
 
 class Unreachable(Exception):
@@ -25,6 +29,10 @@ class Door:
 
     url: str
     headers: Mapping[str, str] = field(repr=False)
+    is_remote: bool = False
+    """On another machine: the caller's proxy settings count for it."""
+    hint: str = "localctl status"
+    """What to type when it does not open."""
 
 
 @contextmanager
@@ -34,37 +42,42 @@ def opened(door: Door) -> Iterator["ClientConnection"]:
     from websockets.sync.client import connect
     from websockets.typing import Subprotocol
 
+    is_open = False
     try:
         with connect(
             door.url,
             subprotocols=[Subprotocol(protocol.SUBPROTOCOL)],
             additional_headers=dict(door.headers),
             compression=None,
-            proxy=None,  # the caller's proxy is not for a processor on this machine
+            proxy=True if door.is_remote else None,
             open_timeout=OPEN_TIMEOUT_S,
             close_timeout=2,
             max_size=protocol.MAX_MESSAGE_BYTES,
         ) as connection:
+            is_open = True
             yield connection
     except InvalidStatus as exc:
-        raise _refused(exc.response.status_code) from exc
+        raise _refused(exc.response.status_code, door) from exc
     except (ConnectionClosed, InvalidHandshake, protocol.ProtocolError) as exc:
         if isinstance(exc, ConnectionClosed) and exc.rcvd is None:
             raise Unreachable(str(exc)) from exc  # it went without a word
-        raise ConnectionFailed(f"the connection to the processor ended: {exc}", hint="localctl status") from exc
+        raise ConnectionFailed(f"the connection to the processor ended: {exc}", hint=door.hint) from exc
     except TimeoutError as exc:
-        raise ConnectionFailed(
-            f"the processor did not answer within {OPEN_TIMEOUT_S:.0f} s", hint="localctl status"
-        ) from exc
+        raise ConnectionFailed(f"the processor did not answer within {OPEN_TIMEOUT_S:.0f} s", hint=door.hint) from exc
     except BrokenPipeError:
         raise  # our own stdout's reader left: not the connection
     except ConnectionError as exc:
         raise Unreachable(str(exc)) from exc
+    except OSError as exc:  # a name that does not resolve, TLS that fails
+        if is_open:
+            raise
+        raise Unreachable(str(exc)) from exc
 
 
-def _refused(status: int) -> OperationError:
+def _refused(status: int, door: Door) -> OperationError:
     if status == 401:
         return Unauthorized("the processor refused the run token", hint="start it again: localctl start")
-    return ConnectionFailed(
-        f"the processor answered HTTP {status} instead of opening a WebSocket", hint="localctl status"
-    )
+    if status == 429:
+        return Busy("the processor takes no more connections now", hint="try again")
+    kind = Asleep if status == 503 else ConnectionFailed
+    return kind(f"the processor answered HTTP {status} instead of opening a WebSocket", hint=door.hint)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from apps.processors.management.commands._base import Result, SubcommandCommand
 
 if TYPE_CHECKING:
-    from apps.processors import local, running
+    from apps.processors import asking, local
 
 REF_HELP = "processor ref, e.g. llm/litellm@1"
 
@@ -135,12 +135,12 @@ class Command(SubcommandCommand):
         return Result(started.document(), _started_text(started))
 
     def run(self, options: dict[str, Any]) -> Result:
-        from apps.processors import inputs, running, wiring
+        from apps.processors import asking, inputs, running, wiring
         from apps.processors.reference import Platform
         from apps.settings import Settings
 
         ran = running.run(
-            running.Asked(
+            asking.Asked(
                 ref=options["ref"],
                 mode=options["mode"],
                 inputs=lambda settings: inputs.read(
@@ -257,7 +257,7 @@ def _event_result(event: Mapping[str, Any]) -> Result:
     return Result(event, "", ending="")
 
 
-def _ran_text(ran: "running.Ran", *, said: bool) -> str:
+def _ran_text(ran: "asking.Ran", *, said: bool) -> str:
     """What the processor said (unless it was streamed already), then where the outputs are."""
     lines = [""] if said else [*ran.texts()]
     return "\n".join((*lines, *(f"{place}  {output['size_bytes']} bytes" for output, place in ran.places())))
