@@ -8,7 +8,7 @@ import pytest
 
 from tests.architecture.sources import PROJECT
 
-PAGES = sorted([PROJECT / "README.md", *(PROJECT / "docs").rglob("*.md")])
+PAGES = sorted([PROJECT / "README.md", PROJECT / "terraform" / "README.md", *(PROJECT / "docs").rglob("*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 ROLE = re.compile(r"\{doc\}`([^`]+)`")
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)

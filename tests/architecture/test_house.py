@@ -57,7 +57,7 @@ def test_local_state_is_ignored_by_git() -> None:
     assert ignored.returncode == 0
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock", ".ci/terraform/requirements.lock"])
 def test_each_locked_version_has_hashes_and_no_address(lock: str) -> None:
     text = (PROJECT / lock).read_text()
 
