@@ -400,7 +400,7 @@ def test_a_connection_that_is_cut_is_told_and_ends_the_handler(
 
     assert (done.status, done.document["error"]["code"]) == (69, "ERR_CONNECTION")
     gone = "ERR_CANCELLED: the execution was cancelled because its client went away"
-    until(lambda: gone in logs(workshop, own).stderr, "end of the handler")
+    until(lambda: gone in logs(workshop, own).stderr, "end of the handler", timeout_s=40)
 
 
 def test_a_container_whose_end_is_seen_later_than_its_connections_is_not_taken_for_alive(

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from processor_runtime.protocol import (
     SUBPROTOCOL,
+    Attach,
     Completed,
     ControllerSide,
     Event,
@@ -109,6 +110,13 @@ class Session:
         } | changes
         await self.socket.send(self.side.run(Run(**run)))
         return str(run["execution_id"])
+
+    async def attach(self, execution_id: str, after: int = 0) -> None:
+        await self.socket.send(self.side.attach(Attach(execution_id, after)))
+
+    def cut(self) -> None:
+        """Lose the connection without a word."""
+        self.socket.transport.abort()
 
     async def receive(self) -> RuntimeMessage | None:
         """The next message; None for a chunk."""
@@ -247,10 +255,22 @@ class Runtime:
 
 
 def launch(
-    folder: Path, handler: str | None, *, wait: bool = True, env: dict[str, str] | None = None, **changes: Any
+    folder: Path,
+    handler: str | None,
+    *,
+    wait: bool = True,
+    env: dict[str, str] | None = None,
+    grace_s: float | None = None,
+    **changes: Any,
 ) -> Runtime:
-    """Start a runtime with this handler (None: without any), its files under `folder`."""
+    """Start a runtime with this handler (None: without any), its files under `folder`.
+
+    `grace_s`: how long executions wait for a lost client, when the test can't.
+    """
     folder.mkdir(parents=True)
+    if grace_s is not None:
+        patch = f"from processor_runtime import followers\nfollowers.GRACE_S = {grace_s}\n"
+        (folder / "sitecustomize.py").write_text(patch)
     if handler is not None:
         (folder / "handler.py").write_text(textwrap.dedent(handler))
     scratch = folder / "scratch"

@@ -52,9 +52,24 @@ def test_events_are_numbered_from_one_and_kept_for_a_later_reader() -> None:
     for _ in range(5):
         log.add(events.fragment("token", {"text": "x"}))
 
-    assert numbers(log.after(0)) == [1, 2, 3, 4, 5]
-    assert numbers(log.after(3)) == [4, 5]
-    assert log.after(5) == []
+    assert numbers(log.after(0)[0]) == [1, 2, 3, 4, 5]
+    assert numbers(log.after(3)[0]) == [4, 5]
+    assert log.after(5) == ([], 5)
+
+
+def test_a_later_reader_gets_many_events_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "PIECE_EVENTS", 3)
+    monkeypatch.setattr(events, "RING_EVENTS", 8)
+    log = events.EventLog(IDENTITY)
+    for _ in range(10):
+        log.add(events.fragment("token", {"text": "x"}))
+
+    pieces, seen = list[list[int]](), 0
+    while seen < log.last:
+        texts, seen = log.after(seen)
+        pieces.append(numbers(texts))
+
+    assert pieces == [[2, 3, 4, 5], [6, 7, 8], [9, 10]]  # 2 is the gap
 
 
 def test_a_reader_too_far_behind_gets_one_gap_and_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +78,7 @@ def test_a_reader_too_far_behind_gets_one_gap_and_the_rest(monkeypatch: pytest.M
     for _ in range(10):
         log.add(events.fragment("token", {"text": "x"}))
 
-    texts = [orjson.loads(text) for text in log.after(2)]
+    texts = [orjson.loads(text) for text in log.after(2)[0]]
 
     assert [text["seq"] for text in texts] == [7, 8, 9, 10]
     assert (texts[0]["event"], texts[0]["data"]) == ("gap", {"from": 3, "to": 7})
@@ -74,14 +89,14 @@ def test_the_ring_is_bounded_in_bytes() -> None:
     for _ in range(100):
         log.add(events.fragment("token", {"text": "x" * 50_000}))
 
-    assert sum(map(len, log.after(0))) < events.RING_BYTES + 1000
+    assert sum(map(len, log.after(0)[0])) < events.RING_BYTES + 1000
 
 
 def test_an_event_larger_than_the_ring_is_kept() -> None:
     log = events.EventLog(IDENTITY)
     log.add(events.fragment("token", {"text": "x" * (events.RING_BYTES + 1)}))
 
-    assert numbers(log.after(0)) == [1]
+    assert numbers(log.after(0)[0]) == [1]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ HANDLER = """
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
-    running = launch(tmp_path_factory.mktemp("stream") / "app", HANDLER, runtime={"concurrency": 8})
+    running = launch(tmp_path_factory.mktemp("stream") / "app", HANDLER, runtime={"concurrency": 8}, grace_s=0.5)
     yield running
     running.stop()
 

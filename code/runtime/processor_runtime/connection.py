@@ -11,7 +11,7 @@ from websockets.frames import CloseCode
 from websockets.protocol import State
 
 from processor_runtime.execution import Execution
-from processor_runtime.executions import Executions
+from processor_runtime.executions import Ended, Executions
 from processor_runtime.protocol import Attach, Cancel, ProtocolError, Run, RuntimeSide, Upload
 
 FIRST_MESSAGE_S: Final = 30.0  # for `run` or `attach` to come
@@ -67,7 +67,7 @@ class Client:
     def __init__(self, connection: RunConnection, executions: Executions, hello: bytes) -> None:
         self._connection, self._executions, self._hello = connection, executions, hello
         self._side = RuntimeSide()
-        self._execution: Execution | None = None
+        self._followed: Execution | Ended | None = None
         self._control: list[bytes] = []  # goes before events
         self._seen = 0  # number of the last event that was written
         self._over = False  # the last message was written
@@ -97,23 +97,33 @@ class Client:
         finally:
             self._leave()
 
-    # what executions and uploads ask (Client, Courier)
+    # what executions and uploads ask (Follower, Courier)
+
+    @property
+    def is_behind(self) -> bool:
+        return self._connection.paused
 
     def flush(self) -> None:
-        """Write what there is, unless the reader is behind."""
+        """Write what there is, as far as the reader keeps up."""
         if self._connection.paused or self._over:
             return
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
         texts, self._control = self._control, []
-        if self._execution is not None:
-            texts += self._execution.events.after(self._seen)
-            self._seen = self._execution.events.last
-            texts += self._execution.ending
+        execution = self._followed
+        if execution is not None:
+            more, self._seen = execution.events.after(self._seen)
+            texts += more
+            while self._seen < execution.events.last:
+                self._connection.write_texts(texts)
+                if self._connection.paused:
+                    return
+                texts, self._seen = execution.events.after(self._seen)
+            texts += execution.ending
         if texts:
             self._connection.write_texts(texts)
-        if self._execution is not None and self._execution.done:
+        if execution is not None and execution.done:
             self._end()
 
     def flush_soon(self) -> None:
@@ -129,23 +139,27 @@ class Client:
         self.flush()
 
     async def send_chunk(self, data: bytes) -> None:
-        """One binary message; returns when the connection can take the next. Closed: cancels the upload."""
+        """One binary message; returns when the connection can take the next. Closed: waits to be cancelled."""
         async with self._chunk:
             try:
                 await self._connection.send(data)
             except ConnectionClosed:
-                raise asyncio.CancelledError from None
+                await asyncio.get_running_loop().create_future()  # `_leave` takes the upload away
+
+    def dismiss(self) -> None:
+        self._over = True
+        self._close(CloseCode.POLICY_VIOLATION, "too many follow this execution")
 
     # what the connection tells
 
     def paused(self) -> None:
         if self._execution is not None:
-            self._execution.hold()
+            self._execution.followers.pace()
 
     def resumed(self) -> None:
         self.flush()
         if self._execution is not None:
-            self._execution.go_on()
+            self._execution.followers.pace()
 
     # inside
 
@@ -157,25 +171,36 @@ class Client:
             case Run():
                 self._take(self._executions.run(message, self))
             case Attach():
-                self._take(self._executions.attach(message))
+                self._seen = message.after
+                self._take(self._executions.attach(message, self))
             case Cancel():
-                if self._execution is not None:
-                    self._execution.cancel(message.by if message.by in ("user", "client") else "client")
+                self._cancel(message.by)
             case _:
                 if self._execution is not None:
                     self._execution.uploads.receive(message)
 
-    def _take(self, answer: Execution | list[bytes]) -> None:
-        if isinstance(answer, Execution):
-            self._execution = answer
-            self._control.insert(0, answer.accepted)
-            if answer.done:
-                self.flush()
-            else:
-                self.flush_soon()
-        else:
+    @property
+    def _execution(self) -> Execution | None:
+        """What it follows, while there is something to say to it."""
+        return self._followed if isinstance(self._followed, Execution) else None
+
+    def _take(self, answer: Execution | Ended | list[bytes]) -> None:
+        if isinstance(answer, list):
             self._connection.write_texts(answer)
             self._end()
+            return
+        self._followed = answer
+        self._control.insert(0, answer.accepted)
+        if answer.done:
+            self.flush()
+        else:
+            self.flush_soon()
+
+    def _cancel(self, by: str) -> None:
+        """By `user` for all. By `client` it is one that will not come back: no matter as long as others follow."""
+        execution = self._execution
+        if execution is not None and (by == "user" or execution.followers.is_alone(self)):
+            execution.cancel("user" if by == "user" else "client")
 
     def _flush_late(self) -> None:
         self._soon = None
@@ -188,16 +213,15 @@ class Client:
             self._soon.cancel()
         self._closing = asyncio.get_running_loop().call_later(CLOSE_S, self._close)
 
-    def _close(self) -> None:
-        self._connection.loop.create_task(self._connection.close())
+    def _close(self, code: CloseCode = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
+        self._connection.loop.create_task(self._connection.close(code, reason))
 
     def _leave(self) -> None:
-        """The connection is gone: without a way to follow it, its execution ends too."""
+        """The connection is gone; the execution waits a while for another."""
         self._over = True
         for timer in (self._soon, self._closing):
             if timer is not None:
                 timer.cancel()
         if self._execution is not None:
-            self._execution.go_on()
-            self._execution.cancel("client")
-        self._execution = self._connection.client = None  # else they wait for the garbage collector, events and all
+            self._execution.leave(self)
+        self._followed = self._connection.client = None  # else they wait for the garbage collector, events and all

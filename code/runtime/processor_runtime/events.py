@@ -8,6 +8,9 @@ import orjson
 
 RING_BYTES: Final = 1024 * 1024  # of event text kept for a reader that is behind
 RING_EVENTS: Final = 10_000
+PIECE_EVENTS: Final = 256  # in one write: a reader that is far behind gets the ring piece by piece
+
+_NONE: Final = deque[bytes]()
 
 _second = -1
 _second_text = ""
@@ -49,13 +52,26 @@ class EventLog:
                 break
             self._bytes -= len(self._texts.popleft())
 
-    def after(self, seq: int) -> list[bytes]:
-        """The messages after number `seq`; a `gap` first when some of them are gone."""
+    @property
+    def size_bytes(self) -> int:
+        return self._bytes
+
+    def forget(self) -> None:
+        """Keep the numbers alone; nothing is added any more."""
+        self._texts, self._bytes = _NONE, 0
+
+    def after(self, seq: int) -> tuple[list[bytes], int]:
+        """The next messages after number `seq`, and the number of the last of them.
+
+        At most PIECE_EVENTS, so ask again. A `gap` comes first when some are gone.
+        """
         wanted, kept = self.last - seq, len(self._texts)
         if wanted <= 0:
-            return []
-        if wanted <= kept:
-            return [self._texts[i] for i in range(kept - wanted, kept)]
-        lost = self.last - kept
-        gap = b"%b%d,%b}" % (self._head, lost, fragment("gap", {"from": seq + 1, "to": lost}))
-        return [gap, *self._texts]
+            return [], seq
+        gap: list[bytes] = []
+        if wanted > kept:
+            lost = self.last - kept
+            gap.append(b"%b%d,%b}" % (self._head, lost, fragment("gap", {"from": seq + 1, "to": lost})))
+            wanted = kept
+        stop = min(kept, kept - wanted + PIECE_EVENTS)
+        return gap + [self._texts[i] for i in range(kept - wanted, stop)], self.last - kept + stop

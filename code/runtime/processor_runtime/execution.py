@@ -12,9 +12,10 @@ import orjson
 
 from processor_runtime import codes, events, guard, scratch
 from processor_runtime.failures import Failure, cancelled, from_words, limit, scratch_full
+from processor_runtime.followers import Follower, Followers
 from processor_runtime.inputs import Canonical
 from processor_runtime.protocol import MAX_MESSAGE_BYTES, Accepted, Cancelled, Completed, Run, encode
-from processor_runtime.uploads import Courier, Spooled, Uploads
+from processor_runtime.uploads import Spooled, Uploads
 from processor_runtime.workers import Worker
 
 GRACE_S: Final = 2.0  # from the interrupt to SIGTERM
@@ -29,13 +30,6 @@ LADDER: Final = (
 )
 AT_ONCE: Final = ((0.0, signal.SIGKILL, "kill"),)  # for a handler that does harm meanwhile
 MAX_OUTPUTS_BYTES: Final = MAX_MESSAGE_BYTES * 3 // 4  # of the list in `completed`, which is one message
-
-
-class Client(Courier, Protocol):
-    """The connection that follows an execution."""
-
-    def flush(self) -> None: ...
-    def flush_soon(self) -> None: ...
 
 
 class Home(Protocol):
@@ -62,7 +56,7 @@ class Request:
 class Execution:
     """One accepted execution."""
 
-    def __init__(self, run: Run, inputs: Canonical, number: int, client: Client, home: Home) -> None:
+    def __init__(self, run: Run, inputs: Canonical, number: int, home: Home) -> None:
         self.id, self.number, self.timeout_s = run.execution_id, number, run.timeout_s
         self.request = Request(run.mode, inputs.digest, run.write_prefix)
         self.events = events.EventLog(run.execution_id)
@@ -73,7 +67,7 @@ class Execution:
         self.spooled_bytes = 0
         self.worker: Worker | None = None
         self.started_at: float | None = None
-        self._inputs, self._home, self._client = inputs, home, client
+        self._inputs, self._home = inputs, home
         self._by: str | None = None
         self._rung = "handler"
         self._timers: list[asyncio.TimerHandle] = []
@@ -81,7 +75,8 @@ class Execution:
         self._outputs: list[dict[str, Any]] = []
         self._outputs_bytes = 0
         self._folder = home.spool_folder(self)
-        self.uploads = Uploads(self.id, self._folder, client, stored=self._stored, failed=self.stop)
+        self.followers = Followers(hold=self._hold, go_on=self._go_on, deserted=lambda: self.cancel("client"))
+        self.uploads = Uploads(self.id, self._folder, self.followers, stored=self._stored, failed=self.stop)
 
     @property
     def done(self) -> bool:
@@ -89,8 +84,24 @@ class Execution:
 
     @property
     def deserted(self) -> bool:
-        """Whether it ended because its client went away, and so without anybody to tell."""
+        """Whether it was cancelled because its last client went away."""
         return self._by == "client"
+
+    def follow(self, client: Follower) -> None:
+        """Let `client` be the latest that follows: it is asked what another was asked in vain."""
+        self.followers.join(client)
+        self._change_courier()
+
+    def rejoin(self, client: Follower) -> None:
+        """`follow`, by one that came while it runs: told to all, in the same place."""
+        self._inside("reattached", {})
+        self.follow(client)
+        self.followers.flush_soon()
+
+    def leave(self, client: Follower) -> None:
+        """`client` is gone: whoever came before it answers for the outputs now."""
+        if self.followers.leave(client):
+            self._change_courier()
 
     def began(self, worker: Worker) -> None:
         """Run on `worker` from now on."""
@@ -104,11 +115,11 @@ class Execution:
             "prefix_bytes": prefix_bytes,
         }
         worker.run(self, b'%b,"inputs":%b}' % (orjson.dumps(head)[:-1], self._inputs.text))
-        self._client.flush_soon()
+        self.followers.flush_soon()
 
     def queued(self, position: int) -> None:
         self._inside("queued", {"position": position})
-        self._client.flush_soon()
+        self.followers.flush_soon()
 
     def stop(self, failure: Failure, *, by: str | None = None, at_once: bool = False) -> None:
         """End the execution for this reason, unless another was first."""
@@ -125,15 +136,6 @@ class Execution:
 
     def cancel(self, by: str) -> None:
         self.stop(cancelled(by), by=by)
-
-    def hold(self) -> None:
-        """The client reads too slowly: let the handler wait."""
-        if self.worker is not None and self.failure is None:
-            self.worker.pause()
-
-    def go_on(self) -> None:
-        if self.worker is not None:
-            self.worker.resume()
 
     # what its worker tells
 
@@ -182,9 +184,22 @@ class Execution:
             self._home.began_never(self)
 
     def flush(self) -> None:
-        self._client.flush()
+        self.followers.flush()
 
     # inside
+
+    def _change_courier(self) -> None:
+        if self.failure is None and not self.done:
+            self.uploads.restart(ready=self.followers.latest is not None)
+
+    def _hold(self) -> None:
+        """The client reads too slowly: let the handler wait."""
+        if self.worker is not None and self.failure is None:
+            self.worker.pause()
+
+    def _go_on(self) -> None:
+        if self.worker is not None:
+            self.worker.resume()
 
     def _inside(self, event: str, data: dict[str, Any]) -> None:
         self.events.add(events.fragment(event, data))
@@ -198,7 +213,7 @@ class Execution:
         self._inside("output", {"path": path, "size_bytes": output.size_bytes, "digest": output.digest})
         if self._ended and self.uploads.settled:
             self._finish()
-        self._client.flush()
+        self.followers.flush()
 
     def _climb(self, ladder: tuple[tuple[float, signal.Signals, str], ...]) -> None:
         loop = asyncio.get_running_loop()
@@ -222,6 +237,7 @@ class Execution:
         self.ending = [message.encode() for message in messages]
         self.spooled_bytes = 0
         self.uploads.release()
+        self.followers.end()
         with contextlib.suppress(FileNotFoundError):
             try:
                 self._folder.rmdir()
@@ -230,7 +246,7 @@ class Execution:
                     raise
                 scratch.remove_later(self._folder)
         self._home.finished(self)
-        self._client.flush()
+        self.followers.flush()
 
     def _completed(self, failure: Failure | None) -> Completed:
         return Completed(

@@ -9,8 +9,10 @@ from typing import Final
 
 from processor_runtime import codes
 from processor_runtime.environment import Environment
-from processor_runtime.execution import Client, Execution, Request, meta
+from processor_runtime.events import EventLog
+from processor_runtime.execution import Execution, Request, meta
 from processor_runtime.failures import Failure, timed_out
+from processor_runtime.followers import Follower
 from processor_runtime.inputs import Canonical, InvalidInputs, Validator, canonical
 from processor_runtime.pool import MODES, Pool
 from processor_runtime.protocol import Attach, Completed, Run, encode
@@ -19,6 +21,7 @@ from processor_runtime.space import Space
 MAX_WAITING: Final = 1024
 MAX_RETAINED: Final = 4096
 MAX_RETAINED_BYTES: Final = 8 * 1024 * 1024
+MAX_RETAINED_EVENTS_BYTES: Final = 4 * 1024 * 1024  # for who loses the connection just before the end
 MAX_TIMEOUT_S: Final = 30 * 24 * 3600.0
 
 log = logging.getLogger("processor_runtime")
@@ -37,12 +40,19 @@ class Ended:
     """What is kept of an execution after its end."""
 
     request: Request
-    messages: tuple[bytes, ...]
-    """accepted and completed, as they were sent."""
+    accepted: bytes
+    ending: list[bytes]
+    """completed alone."""
+    events: EventLog
+    """Its last events as long as there is room, then their numbers."""
+    deserted: bool
+    """Nobody was there to see it: `attach` gets it, `run` runs again."""
+
+    done = True
 
     @property
     def size_bytes(self) -> int:
-        return sum(map(len, self.messages))
+        return len(self.accepted) + len(self.ending[-1])
 
 
 class Executions:
@@ -61,6 +71,8 @@ class Executions:
         self._timeouts: dict[Execution, asyncio.TimerHandle] = {}
         self._retained: OrderedDict[str, Ended] = OrderedDict()
         self._retained_bytes = 0
+        self._retained_events: deque[EventLog] = deque()
+        self._retained_events_bytes = 0
         self._last_number = 0
         self._draining = False
         self._drained = asyncio.Event()
@@ -85,26 +97,33 @@ class Executions:
 
     # what connections ask
 
-    def run(self, message: Run, client: Client) -> Execution | list[bytes]:
-        """The execution that was made of a request, or the messages that answer it at once."""
+    def run(self, message: Run, client: Follower) -> Execution | Ended | list[bytes]:
+        """The execution that was made of a request, or that it is already; or the messages that answer it at once."""
         try:
             inputs = self._inputs(message)
-            if (ended := self._retained.get(message.execution_id)) is not None:
-                return self._again(message, inputs, ended)
+            request = Request(message.mode, inputs.digest, message.write_prefix)
+            if (live := self._live.get(message.execution_id)) is not None:
+                self._same(live.request, request, message.execution_id)
+                live.rejoin(client)
+                return live
+            ended = self._retained.get(message.execution_id)
+            if ended is not None and not ended.deserted:
+                self._same(ended.request, request, message.execution_id)
+                return ended
             self._check(message, inputs)
         except Refusal as exc:
             return [self.refusal(message.execution_id, exc, message.mode)]
         return self._accept(message, inputs, client)
 
-    def attach(self, message: Attach) -> list[bytes]:
-        """The messages that answer an attach."""
-        if (ended := self._retained.get(message.execution_id)) is not None:
-            return list(ended.messages)
-        if message.execution_id in self._live:
-            failure = _already_running(message.execution_id)
-        else:
-            text = f"no execution {message.execution_id} here"
-            failure = Failure(codes.EXECUTION_NOT_FOUND, text, "the runtime was started anew, or it ended long ago")
+    def attach(self, message: Attach, client: Follower) -> Execution | Ended | list[bytes]:
+        """The execution to follow, or the messages that answer at once."""
+        found = self._live.get(message.execution_id) or self._retained.get(message.execution_id)
+        if found is not None and message.after <= found.events.last:  # else it had events of another of this id
+            if isinstance(found, Execution):
+                found.rejoin(client)
+            return found
+        text = f"no execution {message.execution_id} here"
+        failure = Failure(codes.EXECUTION_NOT_FOUND, text, "the runtime was started anew, or it ended long ago")
         return [self.refusal(message.execution_id, Refusal(failure), "")]
 
     def refusal(self, execution_id: str, refusal: Refusal, mode: str) -> bytes:
@@ -142,8 +161,7 @@ class Executions:
             self._running.discard(execution)
         else:
             self._waiting[execution.request.mode].remove(execution)
-        if not execution.deserted:  # else the same id may run again
-            self._retain(execution)
+        self._retain(execution)
         failure = execution.failure
         key = (execution.request.mode, "" if failure is None else failure.code)
         self.ended_by_code[key] = self.ended_by_code.get(key, 0) + 1
@@ -179,23 +197,20 @@ class Executions:
             self._waiting[mode][0].stop(failure)
 
     def _inputs(self, message: Run) -> Canonical:
-        if self._draining:
-            raise Refusal(Failure(codes.BUSY, "the runtime is stopping", "start it again, then run again"))
         try:
             return canonical(message.inputs)
         except InvalidInputs as exc:
             raise Refusal(exc.failure) from exc
 
-    def _again(self, message: Run, inputs: Canonical, ended: Ended) -> list[bytes]:
-        if ended.request != Request(message.mode, inputs.digest, message.write_prefix):
-            text = f"execution {message.execution_id} was another request: its mode, inputs or prefix differ"
-            failure = Failure(codes.EXECUTION_CONFLICT, text, "use a new execution id")
-            raise Refusal(failure, inputs.digest)
-        return list(ended.messages)
+    def _same(self, before: Request, now: Request, execution_id: str) -> None:
+        """Raise Refusal unless both are one request."""
+        if before != now:
+            text = f"execution {execution_id} was another request: its mode, inputs or prefix differ"
+            raise Refusal(Failure(codes.EXECUTION_CONFLICT, text, "use a new execution id"), now.inputs_digest)
 
     def _check(self, message: Run, inputs: Canonical) -> None:
         """Raise Refusal unless the request may become an execution."""
-        failure = self._wrong(message)
+        failure = self._stopping() or self._wrong(message)
         if failure is None:
             try:
                 self._validator.check(message.inputs)
@@ -208,9 +223,12 @@ class Executions:
         if failure is not None:
             raise Refusal(failure, inputs.digest)
 
+    def _stopping(self) -> Failure | None:
+        return (
+            Failure(codes.BUSY, "the runtime is stopping", "start it again, then run again") if self._draining else None
+        )
+
     def _wrong(self, message: Run) -> Failure | None:
-        if message.execution_id in self._live:
-            return _already_running(message.execution_id)
         if message.mode not in MODES:
             return Failure(codes.INPUTS, f"mode {message.mode!r} is neither mock nor real")
         if not 0 < message.timeout_s <= MAX_TIMEOUT_S:
@@ -227,9 +245,10 @@ class Executions:
         text = f"missing secrets: {', '.join(missing)}"
         return Failure(codes.MISSING_SECRET, text, "set them, then start the processor again", {"missing": missing})
 
-    def _accept(self, message: Run, inputs: Canonical, client: Client) -> Execution:
+    def _accept(self, message: Run, inputs: Canonical, client: Follower) -> Execution:
         self._last_number += 1
-        execution = Execution(message, inputs, self._last_number, client, self)
+        execution = Execution(message, inputs, self._last_number, self)
+        execution.follow(client)
         self._live[execution.id] = execution
         self._waiting[message.mode].append(execution)
         loop = asyncio.get_running_loop()
@@ -249,12 +268,24 @@ class Executions:
                 execution.stop(failure)
 
     def _retain(self, execution: Execution) -> None:
-        ended = Ended(execution.request, (execution.accepted, execution.ending[-1]))
+        self._forget(execution.id)  # it may have run before, with nobody there at its end
+        ended = Ended(
+            execution.request, execution.accepted, execution.ending[-1:], execution.events, execution.deserted
+        )
         self._retained[execution.id] = ended
         self._retained_bytes += ended.size_bytes
         while len(self._retained) > MAX_RETAINED or self._retained_bytes > MAX_RETAINED_BYTES:
-            _, oldest = self._retained.popitem(last=False)
-            self._retained_bytes -= oldest.size_bytes
+            self._forget(next(iter(self._retained)))
+        self._retained_events.append(ended.events)
+        self._retained_events_bytes += ended.events.size_bytes
+        while len(self._retained_events) > MAX_RETAINED or self._retained_events_bytes > MAX_RETAINED_EVENTS_BYTES:
+            oldest = self._retained_events.popleft()
+            self._retained_events_bytes -= oldest.size_bytes
+            oldest.forget()
+
+    def _forget(self, execution_id: str) -> None:
+        if (ended := self._retained.pop(execution_id, None)) is not None:
+            self._retained_bytes -= ended.size_bytes
 
 
 def _is_prefix(text: str) -> bool:
@@ -263,11 +294,3 @@ def _is_prefix(text: str) -> bool:
     if any(ord(character) < 32 or 127 <= ord(character) < 160 for character in text):
         return False
     return all(segment not in ("", ".", "..") for segment in text[1:-1].split("/"))
-
-
-def _already_running(execution_id: str) -> Failure:
-    return Failure(
-        codes.EXECUTION_CONFLICT,
-        f"execution {execution_id} is running; a second connection can't follow it",
-        "wait for its end, then ask again",
-    )

@@ -47,14 +47,20 @@ class Run(NamedTuple):
 
 
 class Attach(NamedTuple):
-    """Ask for an execution that runs or ran: its events after number `after`, and its end."""
+    """Ask for an execution that runs or ran: its events after number `after`, and its end.
+
+    Whoever follows last is the one that is asked for uploads; what another was asked and did not store comes again.
+    """
 
     execution_id: str
     after: int
 
 
 class Cancel(NamedTuple):
-    """End the execution. Answered by `cancelled`, then `completed`."""
+    """End the execution. Answered by `cancelled`, then `completed`.
+
+    By `client` it is one that will not come back: while others follow, nothing happens.
+    """
 
     execution_id: str
     by: str  # user or client
@@ -106,6 +112,7 @@ class Hello(NamedTuple):
     runtime_version: str
     concurrency: int
     secrets_present: list[str]
+    instance: str = ""  # another at each start: what one accepted, another does not know
 
 
 class Accepted(NamedTuple):
@@ -273,6 +280,13 @@ class ControllerSide:
         self.execution_id = message.execution_id
         return encode(message)
 
+    def attach(self, message: Attach) -> str:
+        """The text that asks for what is missing of an execution, instead of `run`."""
+        if self.hello is None or self.execution_id is not None:
+            raise ProtocolError("attach is sent once, after hello")
+        self.execution_id, self.next_seq = message.execution_id, message.after + 1
+        return encode(message)
+
     def receive(self, text: str | bytes) -> RuntimeMessage:
         """One text message, checked against what may come now. Raises ProtocolError."""
         message = decode_runtime(text)
@@ -308,7 +322,10 @@ class ControllerSide:
 
     def _number(self, event: Event) -> None:
         if event.event == "gap":
-            self.next_seq = int(event.data["to"]) + 1
+            gone = (event.data.get("from"), event.data.get("to"))
+            if gone != (self.next_seq, event.seq) or event.seq < self.next_seq:
+                raise ProtocolError(f"gap {event.data} where {self.next_seq} was due")
+            self.next_seq = event.seq + 1
             return
         if event.seq != self.next_seq:
             raise ProtocolError(f"event {event.seq} where {self.next_seq} was due")
@@ -382,6 +399,8 @@ class RuntimeSide:
                     raise ProtocolError("one connection carries one execution")
                 if not EXECUTION_ID.fullmatch(message.execution_id):
                     raise ProtocolError("execution_id is not a UUIDv7")
+                if isinstance(message, Attach) and message.after < 0:
+                    raise ProtocolError("attach after a number below 0")
                 self.execution_id = message.execution_id
             case Cancel():
                 if message.execution_id != self.execution_id:

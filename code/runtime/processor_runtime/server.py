@@ -227,6 +227,7 @@ def _hello(environment: Environment, present: list[str]) -> bytes:
         runtime_version=__version__,
         concurrency=spec.concurrency,
         secrets_present=present,
+        instance=os.urandom(8).hex(),
     )
     return encode(hello).encode()
 

@@ -96,7 +96,8 @@ class Uploads:
         self._execution_id, self._folder, self._courier = execution_id, folder, courier
         self._on_stored, self._on_failed = stored, failed
         self._waiting: deque[Spooled] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Spooled] = {}
+        self._ready = True  # somebody is there to be asked
         self._under_way: dict[int, _UnderWay] = {}
         self._last = 0
 
@@ -107,6 +108,15 @@ class Uploads:
 
     def add(self, output: Spooled) -> None:
         self._waiting.append(output)
+        self._next()
+
+    def restart(self, *, ready: bool) -> None:
+        """Carry what is under way from its beginning: another courier is asked now, or, unless `ready`, none yet."""
+        self._ready = ready
+        for task in self._tasks:
+            task.cancel()
+        self._waiting.extendleft(reversed(self._tasks.values()))
+        self._tasks.clear()
         self._next()
 
     def release(self) -> None:
@@ -146,13 +156,14 @@ class Uploads:
                 under_way.more.set()
 
     def _next(self) -> None:
-        while self._waiting and len(self._tasks) < PARALLEL:
-            task = asyncio.get_running_loop().create_task(self._carry(self._waiting.popleft()))
-            self._tasks.add(task)
+        while self._ready and self._waiting and len(self._tasks) < PARALLEL:
+            output = self._waiting.popleft()
+            task = asyncio.get_running_loop().create_task(self._carry(output))
+            self._tasks[task] = output
             task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (bug := task.exception()) is not None:
             log.error("an upload broke", exc_info=bug)
             self._on_failed(Failure(codes.INTERNAL, f"an upload broke: {type(bug).__name__}: {bug}", "report this"))
@@ -183,7 +194,8 @@ class Uploads:
             self._under_way.pop(number, None)
         (self._folder / output.file).unlink(missing_ok=True)
         # the task is over in all that matters: what looks at `settled` next must see that
-        self._tasks.discard(asyncio.current_task())
+        if (task := asyncio.current_task()) is not None:
+            self._tasks.pop(task, None)
         self._on_stored(output)
         self._next()
 
