@@ -154,8 +154,8 @@ class Gate:
         serving = self.fleet.serving
         if not serving:
             raise Refused(503, "modal-http: no container is ready to serve this request")
-        # The one with the fewest connections; among equals, the one that rested longest.
-        return min(serving, key=lambda replica: (replica.connections, replica.idle_since))
+        # The one with the least to do; among equals, the one that rested longest.
+        return min(serving, key=lambda each: (each.connections + self._sessions.held(each), each.idle_since))
 
     async def _control(self, head: Head, definition: Definition, writer: asyncio.StreamWriter) -> None:
         if not definition.data.is_sessioned:
