@@ -4,10 +4,12 @@ Nothing here fails at import: `--help` must work whatever the environment holds.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
+from urllib.parse import urlsplit
 
 from apps.errors import ConfigurationError
 
@@ -18,7 +20,26 @@ USE_TZ = True
 USE_I18N = False
 
 ENGINES: Final = ("docker", "process")
-BACKENDS: Final = ("filesystem",)
+BACKENDS: Final = ("filesystem", "minio", "s3")
+_BUCKET_NAME: Final = "3 to 63 of a-z, 0-9, . and -, beginning and ending with a letter or digit"
+
+
+class BucketSettings(NamedTuple):
+    """The bucket of minio or s3, and how it is reached."""
+
+    name: str
+    region: str
+    endpoint: str | None = None
+    """A URL; None is AWS's own."""
+    container_endpoint: str | None = None
+    """The same as a container sees it, where that is another."""
+    access_key: str | None = None
+    """With secret_key: of minio. None leaves it to the standard AWS credential chain."""
+    secret_key: str | None = None
+    profile: str | None = None
+    """Of the AWS configuration."""
+    ca_file: str | None = None
+    """Whom to trust, where it is not the usual authorities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +62,8 @@ class Settings:
     """`id=…,src=…` of --secret, as typed."""
     environment: Mapping[str, str]
     """The caller's variables that are not empty: where a processor's secrets come from."""
+    bucket: BucketSettings | None = None
+    """Of minio and s3."""
 
     @property
     def state(self) -> Path:
@@ -66,6 +89,7 @@ class Settings:
             build_contexts=_pairs(present, "PROCESSOR_BUILD_CONTEXTS"),
             build_secrets=tuple(present.get("PROCESSOR_BUILD_SECRETS", "").split()),
             environment=present,
+            bucket=_bucket(present),
         )
 
 
@@ -111,6 +135,90 @@ def _pairs(present: Mapping[str, str], name: str) -> Mapping[str, str]:
             raise ConfigurationError(f"{name} holds {word!r}", hint=f"{name} is NAME=VALUE, space-separated")
         pairs[key] = value
     return pairs
+
+
+def _bucket(present: Mapping[str, str]) -> BucketSettings | None:
+    kind = present.get("STORAGE_BACKEND")
+    if kind not in ("minio", "s3"):
+        return None
+    if kind == "minio":
+        _require(present, "MINIO_STORAGE_ENDPOINT", "MINIO_STORAGE_ACCESS_KEY", "MINIO_STORAGE_SECRET_KEY")
+        scheme = "https" if _flag(present, "MINIO_STORAGE_USE_HTTPS", default=True) else "http"
+        place = BucketSettings(
+            name=_bucket_name(present.get("ARTIFACTS_BUCKET", "theory-artifacts")),
+            region=present.get("ARTIFACTS_REGION", "us-east-1"),
+            endpoint=_address(present, "MINIO_STORAGE_ENDPOINT", scheme),
+            access_key=present["MINIO_STORAGE_ACCESS_KEY"],
+            secret_key=present["MINIO_STORAGE_SECRET_KEY"],
+        )
+    else:
+        _require(present, "ARTIFACTS_BUCKET")
+        named = "AWS_ENDPOINT_URL_S3" if "AWS_ENDPOINT_URL_S3" in present else "AWS_ENDPOINT_URL"
+        place = BucketSettings(
+            name=_bucket_name(present["ARTIFACTS_BUCKET"]),
+            region=present.get("ARTIFACTS_REGION", "us-east-1"),
+            endpoint=_url(present, named) if named in present else None,
+            profile=present.get("AWS_PROFILE"),
+        )
+    authorities = ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+    return place._replace(
+        container_endpoint=_container_endpoint(present, place.endpoint),
+        ca_file=next((present[name] for name in authorities if name in present), None),
+    )
+
+
+def _require(present: Mapping[str, str], *names: str) -> None:
+    if missing := [name for name in names if name not in present]:
+        verb = "is" if len(missing) == 1 else "are"
+        text = f"STORAGE_BACKEND is {present['STORAGE_BACKEND']}, and {', '.join(missing)} {verb} not set"
+        raise ConfigurationError(text, hint=f"set {', '.join(missing)}; see docs/apps/storage.md")
+
+
+def _flag(present: Mapping[str, str], name: str, *, default: bool) -> bool:
+    value = present.get(name, str(default)).casefold()
+    if value not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+        raise ConfigurationError(f"{name} is {present[name]!r}", hint=f"set {name} to true or false")
+    return value in ("true", "1", "yes", "on")
+
+
+def _bucket_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", name):
+        raise ConfigurationError(f"ARTIFACTS_BUCKET is {name!r}", hint=f"a bucket's name is {_BUCKET_NAME}")
+    return name
+
+
+def _address(present: Mapping[str, str], name: str, scheme: str) -> str:
+    """`host[:port]` as a URL."""
+    if "://" in present[name]:
+        raise ConfigurationError(
+            f"{name} is {present[name]!r}", hint=f"set {name} to HOST:PORT; MINIO_STORAGE_USE_HTTPS says http or https"
+        )
+    return _checked_url(f"{scheme}://{present[name]}", name, present[name], "HOST:PORT")
+
+
+def _url(present: Mapping[str, str], name: str) -> str:
+    return _checked_url(present[name], name, present[name], "http://HOST:PORT or https://HOST")
+
+
+def _container_endpoint(present: Mapping[str, str], endpoint: str | None) -> str | None:
+    name = "ARTIFACTS_CONTAINER_ENDPOINT"
+    if name not in present or "://" in present[name]:
+        return _url(present, name) if name in present else None
+    scheme = "http" if (endpoint or "").startswith("http:") else "https"
+    return _address(present, name, scheme)
+
+
+def _checked_url(url: str, name: str, value: str, shape: str) -> str:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
+        # A password in it is not shown.
+        shown = value.rpartition("@")[2]
+        raise ConfigurationError(f"{name} is {shown!r}", hint=f"set {name} to {shape}, without a path")
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def no_colour() -> bool:

@@ -228,6 +228,15 @@ class LocalState:
 
         self._change("builds.json", "builds", change)
 
+    # storage servers
+
+    def proof(self, place: str) -> dict[str, Any] | None:
+        """What the server of a bucket was seen to enforce; see apps/storage/enforcement.py."""
+        return _typed(self._entries("storage_proofs.json", "proofs").get(place), dict)
+
+    def record_proof(self, place: str, proof: Mapping[str, Any]) -> None:
+        self._change("storage_proofs.json", "proofs", lambda entries: {**entries, place: dict(proof)}, mode=0o600)
+
     # secrets
 
     def secrets_hmac(self, values: Mapping[str, str]) -> str:

@@ -125,4 +125,13 @@ def prover(
 
 
 def storage(settings: Settings) -> StorageBackend:
-    return select.backend(settings.storage_backend, artifacts_root=settings.artifacts_root)
+    if settings.bucket is None:
+        return select.backend(settings.storage_backend, artifacts_root=settings.artifacts_root)
+    from apps.storage.bucket import Local
+
+    return select.backend(
+        settings.storage_backend,
+        artifacts_root=settings.artifacts_root,
+        bucket=settings.bucket,
+        local=Local(settings.state / "spool", state(settings)),
+    )

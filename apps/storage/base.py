@@ -64,7 +64,7 @@ class Grants(Protocol):
     """A store that others may reach by presigned requests, good for at most 15 minutes, never to overwrite."""
 
     def upload(self, key: str, *, size_bytes: int, digest: str, mime: str) -> Grant:
-        """Permission to upload exactly this. Raises StorageFailed."""
+        """Permission to upload exactly this. Raises StorageFailed, OutputExists where it is sure already."""
         ...
 
     def accept(self, key: str, grant: Grant, *, size_bytes: int, digest: str, etags: Sequence[str] = ()) -> None:
@@ -73,6 +73,10 @@ class Grants(Protocol):
         Also after an upload whose answer was lost: what counts is what is stored. Raises OutputExists when the key
         holds other bytes that were there before, UploadFailed when nothing or something else arrived, StorageFailed.
         """
+        ...
+
+    def renew(self, key: str, grant: Grant, *, size_bytes: int, digest: str, mime: str) -> Grant:
+        """Fresh permission in the place of one that expired; parts that arrived stay. Raises as `upload` does."""
         ...
 
     def abandon(self, key: str, grant: Grant) -> None:

@@ -727,7 +727,7 @@ def unknown_engine(at: Terminal) -> Outcome:
 @case(
     "ERR_CONFIG",
     "STORAGE_BACKEND is 'ftp'",
-    "set STORAGE_BACKEND to one of: filesystem",
+    "set STORAGE_BACKEND to one of: filesystem, minio, s3",
     envelope=True,
 )
 def run_with_an_unknown_storage(at: Terminal) -> Outcome:
