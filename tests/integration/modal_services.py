@@ -6,7 +6,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,22 +116,25 @@ def running_modal_service(*, environments: Sequence[str] = ("dev", "staging", "m
                 process.kill()
 
 
-def push_echo(made: Registry) -> tuple[str, str]:
-    """Two images of the echo server in `made`, as `repository@digest`: VERSION is "1" in one and "2" in the other."""
-    first, second = (_push(made, version) for version in ("1", "2"))
+def push_echo(made: Registry, *, environment: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """Two images of the echo server in `made`, as `repository@digest`: VERSION is "1" in one and "2" in the other.
+
+    `environment` is docker's, for a registry that wants a login.
+    """
+    first, second = (_push(made, version, environment or {}) for version in ("1", "2"))
     return first, second
 
 
-def _push(made: Registry, version: str) -> str:
+def _push(made: Registry, version: str, environment: Mapping[str, str]) -> str:
     repository = made.repository(f"test/echo-{secrets.token_hex(4)}")
     contexts = [f"--build-context={each}" for each in os.environ.get("PROCESSOR_BUILD_CONTEXTS", "").split()]
     build = ["buildx", "build", "--load", "--provenance=false", "--quiet", f"--build-arg=VERSION={version}", *contexts]
-    docker(*build, "--tag", f"{repository}:{version}", str(ECHO), environment={})
+    docker(*build, "--tag", f"{repository}:{version}", str(ECHO), environment=environment)
     try:
-        docker("push", "--quiet", f"{repository}:{version}", environment={})
+        docker("push", "--quiet", f"{repository}:{version}", environment=environment)
         listed = docker(
-            "image", "inspect", "--format", "{{json .RepoDigests}}", f"{repository}:{version}", environment={}
+            "image", "inspect", "--format", "{{json .RepoDigests}}", f"{repository}:{version}", environment=environment
         )
     finally:
-        docker("image", "rm", "--force", f"{repository}:{version}", environment={})
+        docker("image", "rm", "--force", f"{repository}:{version}", environment=environment)
     return next(each for each in json.loads(listed) if each.startswith(f"{repository}@"))

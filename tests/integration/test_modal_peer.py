@@ -3,12 +3,15 @@
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -20,7 +23,7 @@ from modal.partial_function import sessioned
 from websockets.sync.client import connect
 
 from tests.integration.modal_services import ModalService, push_echo, running_modal_service
-from tests.integration.registries import registry
+from tests.integration.registries import PASSWORD, USER, docker_config, registry
 from tests.shell import PROJECT
 
 pytestmark = pytest.mark.docker
@@ -60,11 +63,15 @@ def deploy(image: str, *, app: str = "echo", environment: str = "dev", tag: str 
     """One server from the image, which gets PORT and what `env` and `secrets` say."""
     sticky = options.pop("sticky", False)
     tags = options.pop("tags", {"digest": digest(image)[7:39]})
+    strategy = options.pop("strategy", "rolling")
+    login = options.pop("registry_secret", "")
+    secret = modal.Secret.from_name(login, environment_name=environment) if login else None
     env = {"PORT": "8000", **options.pop("env", {})}
-    deployed = modal.App(app, tags=tags)
+    made = modal.App(app, tags=tags)
     kind = sessioned()(_DirectServerCls) if sticky else _DirectServerCls
-    deployed.server(image=modal.Image.from_registry(image), name=NAME, env=env, include_source=False, **options)(kind)
-    return deployed.deploy(environment_name=environment, tag=tag)
+    source = modal.Image.from_registry(image, secret)
+    made.server(image=source, name=NAME, env=env, include_source=False, **options)(kind)
+    return made.deploy(environment_name=environment, tag=tag, strategy=strategy)
 
 
 def server(app: str = "echo", environment: str = "dev") -> modal.Server:
@@ -139,14 +146,14 @@ def test_a_websocket_passes_the_url_and_its_credentials_do_not(
     deploy(images[0])
     seen = ask("/facts", proxy_headers)["headers"]
 
-    with connect(url().replace("http", "ws"), additional_headers=proxy_headers, proxy=None) as socket:
-        hello = json.loads(socket.recv())
-        socket.send("there and back")
-        echoed = socket.recv()
+    with connect(url().replace("http", "ws"), additional_headers=proxy_headers, proxy=None) as talk:
+        hello = json.loads(talk.recv())
+        talk.send("there and back")
+        echoed = talk.recv()
 
     assert (hello["version"], echoed) == ("1", "there and back")
     assert not {"Modal-Key", "Modal-Secret"} & seen.keys()
-    assert socket.close_code == 1000
+    assert talk.close_code == 1000
 
 
 def test_nobody_gets_in_without_proxy_credentials(service: ModalService, images: tuple[str, str]) -> None:
@@ -276,13 +283,13 @@ def test_requests_in_flight_keep_the_old_container_for_its_grace_period(
     deploy(images[0], exit_grace_period=30)
     ask("/facts", proxy_headers)
 
-    with connect(url().replace("http", "ws"), additional_headers=proxy_headers, proxy=None) as socket:
-        socket.recv()
+    with connect(url().replace("http", "ws"), additional_headers=proxy_headers, proxy=None) as talk:
+        talk.recv()
         deploy(images[1])
         wait(lambda: [each["digest"] for each in service.containers()] == [second])
         draining = [each["digest"] for each in service.containers("DRAINING")]
-        socket.send("still here")
-        echoed = socket.recv()
+        talk.send("still here")
+        echoed = talk.recv()
 
     assert (draining, echoed) == ([first], "still here")
     service.wait_for([second])
@@ -448,6 +455,99 @@ async def _deploy(image: str) -> None:
         _DirectServerCls
     )
     await made.deploy.aio(environment_name="dev")
+
+
+def test_a_deployment_may_have_happened_though_its_answer_was_lost(
+    service: ModalService, images: tuple[str, str]
+) -> None:
+    deploy(images[0])
+    service.faults(cut_after="AppPublish")
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(_deploy(images[1]), 3))
+    service.faults(unreachable=False, cut_after="")
+
+    assert modal.App.lookup("echo", environment_name="dev").info(refresh=True).lifecycle.version == 2
+
+
+def test_an_unreachable_service_can_be_reached_again_and_its_urls_all_the_time(
+    service: ModalService, images: tuple[str, str], proxy_headers: dict[str, str]
+) -> None:
+    deploy(images[0])
+    address = url()
+    host, _, port = service.url.rpartition("/")[2].partition(":")
+
+    service.faults(unreachable=True)
+
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), timeout=5)
+    assert ask("/facts", proxy_headers, base=address)["environment"]["VERSION"] == "1"
+    service.faults(unreachable=False)
+    assert modal.App.lookup("echo", environment_name="dev").app_id
+
+
+def test_recreating_ends_old_containers_at_once(
+    service: ModalService, images: tuple[str, str], proxy_headers: dict[str, str]
+) -> None:
+    deploy(images[0], exit_grace_period=60, min_containers=1)
+    service.wait_for([digest(images[0])])
+
+    with connect(url().replace("http", "ws"), additional_headers=proxy_headers, proxy=None):
+        deploy(images[1], strategy="recreate", min_containers=1)
+        assert digest(images[0]) not in [each["digest"] for each in service.containers("DRAINING")]
+    service.wait_for([digest(images[1])])
+
+
+def test_a_container_that_ends_by_itself_is_replaced(
+    service: ModalService, images: tuple[str, str], proxy_headers: dict[str, str]
+) -> None:
+    made = deploy(images[0])
+    before = ask("/facts", proxy_headers)["environment"]["MODAL_TASK_ID"]
+
+    with pytest.raises((HTTPException, OSError)):
+        ask("/exit", proxy_headers)
+    wait(lambda: [each["task_id"] for each in service.containers()] not in ([], [before]))
+
+    assert ask("/facts", proxy_headers)["environment"]["MODAL_TASK_ID"] != before
+    said = [entry.message for entry in made.logs.tail(20, source="system")]
+    assert said == ["Runner failed: the container ended with exit status 3\n"]
+
+
+def test_containers_nobody_needs_end_after_the_servers_window(
+    service: ModalService, images: tuple[str, str], proxy_headers: dict[str, str]
+) -> None:
+    deploy(images[0], scaledown_window=2)
+    ask("/facts", proxy_headers)
+
+    service.wait_for([])
+
+    assert status(proxy_headers) == 503
+
+
+def test_a_private_registry_is_opened_by_a_secret(service: ModalService, tmp_path: Path) -> None:
+    with registry(login="password") as made:
+        login = {"DOCKER_CONFIG": str(docker_config(tmp_path, made.address))}
+        image = push_echo(made, environment=login)[0]
+        for name, password in (("right", PASSWORD), ("wrong", "guessed")):
+            values = {"REGISTRY_USERNAME": USER, "REGISTRY_PASSWORD": password}
+            modal.Secret.objects.create(name, values, environment_name="dev")
+
+        with pytest.raises(modal.exception.ImageBuildError):
+            deploy(image)
+        with pytest.raises(modal.exception.ImageBuildError):
+            deploy(image, registry_secret="wrong")
+        deploy(image, registry_secret="right", min_containers=1)
+
+        service.wait_for([digest(image)])
+
+
+def test_builds_fail_as_a_fault_wants_it_and_keep_their_log(service: ModalService, images: tuple[str, str]) -> None:
+    service.faults(build_failure="no space left on the builder")
+
+    with pytest.raises(modal.exception.ImageBuildError, match="no space left on the builder") as failed:
+        deploy(images[0])
+
+    assert "no space left on the builder" in cli(service, "image", "logs", failed.value.image_id)
 
 
 def test_faults_of_single_calls(service: ModalService, images: tuple[str, str]) -> None:

@@ -110,7 +110,7 @@ class Deployments:
 
     async def container_stop(self, request: pb.ContainerStopRequest, caller: Caller) -> pb.ContainerStopResponse:
         for gate in self._functions.gates.values():
-            gate.fleet.stop(request.task_id)
+            await gate.fleet.stop(request.task_id, graceful=request.graceful)
         return pb.ContainerStopResponse()
 
     def _deployed(self, app_id: str) -> App:

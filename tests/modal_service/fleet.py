@@ -117,11 +117,13 @@ class Fleet:
         self.scale_to_zero()
         await asyncio.gather(*self._tasks)
 
-    def stop(self, task_id: str) -> None:
-        """Stop one container, as `modal container stop` does."""
+    async def stop(self, task_id: str, *, graceful: bool) -> None:
+        """Stop one container, as `modal container stop` and the deployment strategy "recreate" do."""
         for replica in self.running:
-            if replica.task_id == task_id:
+            if replica.task_id == task_id and graceful:
                 self._drain(replica)
+            elif replica.task_id == task_id:
+                await self._remove(replica, grace_s=1)
 
     async def close(self) -> None:
         """Stop all at once, what is being started too."""
@@ -178,9 +180,10 @@ class Fleet:
         replica.started_at = time.time()
         if await self._listens(replica, data.http_config.startup_timeout or 30):
             replica.state, replica.idle_since = "SERVING", time.monotonic()
-        elif replica.state == "STARTING":
+            return
+        if replica.state == "STARTING":
             self._fail(replica, f"nothing listens on port {data.http_config.port}: the startup timeout is over")
-            await self._remove(replica, grace_s=0)
+        await self._remove(replica, grace_s=0)
 
     def _environment(self, replica: Replica) -> dict[str, str]:
         """The secrets' variables, and a few of those that the service sets. PORT is not among these.
@@ -227,9 +230,9 @@ class Fleet:
             self._task(self._remove(replica, grace_s=0))
 
     def _fail(self, replica: Replica, failure: str) -> None:
-        crashed_while_serving = replica.state == "SERVING"
+        if replica.state == "STARTING" and replica.generation == self._generation:
+            self._failed = True  # until somebody asks again: no crash loop
         replica.state, replica.failure = "GONE", failure
-        self._failed = self._failed or not crashed_while_serving
         self._log(replica, f"Runner failed: {failure}\n", SYSTEM)
 
     def _log(self, replica: Replica, text: str, source: pb.FileDescriptor.ValueType) -> None:

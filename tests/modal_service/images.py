@@ -11,6 +11,7 @@ from modal_proto import api_pb2 as pb
 
 from tests.modal_service.containers import Containers
 from tests.modal_service.faults import Faults
+from tests.modal_service.logs import STDOUT, Logs
 from tests.modal_service.secrets import Secrets
 from tests.modal_service.workspace import DEFAULT_ENVIRONMENT, Caller, Workspace, new_id, refuse
 
@@ -28,6 +29,11 @@ class Image:
     result: pb.GenericResult = field(default_factory=pb.GenericResult)
     grown: asyncio.Event = field(default_factory=asyncio.Event)
     """Set and replaced with each change."""
+    app_id: str = field(default_factory=lambda: new_id("ap"))
+    """The builder's, under which the service keeps the build's log."""
+    task_id: str = field(default_factory=lambda: new_id("ta"))
+    started_at: float = field(default_factory=time.time)
+    finished_at: float = 0.0
 
     @property
     def built(self) -> bool:
@@ -42,8 +48,10 @@ class Image:
 
 
 class Images:
-    def __init__(self, workspace: Workspace, secrets: Secrets, containers: Containers, faults: Faults) -> None:
-        self._workspace, self._secrets = workspace, secrets
+    def __init__(
+        self, workspace: Workspace, secrets: Secrets, logs: Logs, containers: Containers, faults: Faults
+    ) -> None:
+        self._workspace, self._secrets, self._logs = workspace, secrets, logs
         self._containers, self._faults = containers, faults
         self._images: dict[str, Image] = {}
         self._definitions: dict[bytes, str] = {}
@@ -107,18 +115,35 @@ class Images:
         image = self.image(request.image_id)
         return pb.ImageFromIdResponse(image_id=image.id, metadata=image.metadata())
 
+    async def image_build_chain_get(
+        self, request: pb.ImageBuildChainGetRequest, caller: Caller
+    ) -> pb.ImageBuildChainGetResponse:
+        """Where the log of the build is."""
+        image = self.image(request.image_id)
+        step = pb.ImageBuildStep(image_id=image.id, builder_app_id=image.app_id, builder_task_id=image.task_id)
+        step.started_at.FromNanoseconds(int(image.started_at * 1e9))
+        step.finished_at.FromNanoseconds(int((image.finished_at or time.time()) * 1e9))
+        return pb.ImageBuildChainGetResponse(build_steps=[step])
+
     async def _build(self, image: Image, login: dict[str, str]) -> None:
-        image.lines.append(f"=> Step 0: FROM {image.reference}")
-        image.changed()
+        self._logs.builders.add(image.app_id)
+        self._say(image, f"=> Step 0: FROM {image.reference}")
         try:
             if self._faults.build_failure:
                 raise DockerException(self._faults.build_failure)
             lines = await asyncio.to_thread(lambda: list(self._containers.pull(image.reference, login)))
-            image.lines += lines
+            self._say(image, *lines)
             image.result = pb.GenericResult(status=SUCCESS)
         except DockerException as exc:
-            image.lines.append(f"Error: {exc}")
+            self._say(image, f"Error: {exc}")
             image.result = pb.GenericResult(status=FAILURE, exception=str(exc))
+        image.finished_at = time.time()
+        image.changed()
+
+    def _say(self, image: Image, *lines: str) -> None:
+        image.lines += lines
+        for line in lines:
+            self._logs.add(f"{line}\n", app_id=image.app_id, function_id="", task_id=image.task_id, source=STDOUT)
         image.changed()
 
     def _login(self, config: pb.ImageRegistryConfig) -> dict[str, str]:

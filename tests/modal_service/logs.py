@@ -38,6 +38,8 @@ class Logs:
         self._grown = asyncio.Event()
         self.closed: set[str] = set()
         """Apps of which no more will come."""
+        self.builders: set[str] = set()
+        """Apps that only build images."""
 
     def add(
         self, text: str, *, app_id: str, function_id: str, task_id: str, source: pb.FileDescriptor.ValueType
@@ -75,7 +77,7 @@ class Logs:
 
     async def app_get_logs(self, request: pb.AppGetLogsRequest, caller: Caller) -> AsyncIterator[pb.TaskLogsBatch]:
         """New lines as they come; after `last_entry_id`, those since."""
-        self._workspace.app(request.app_id)
+        self._check(request.app_id)
         position = 0 if self._faults.log_backlog else len(self._lines)
         if request.last_entry_id:
             position = int(request.last_entry_id)
@@ -99,8 +101,12 @@ class Logs:
         # As the service does: a stream without news ends with where it is.
         yield pb.TaskLogsBatch(entry_id=str(position))
 
+    def _check(self, app_id: str) -> None:
+        if app_id not in self.builders:
+            self._workspace.app(app_id)
+
     def _within(self, request: pb.AppFetchLogsRequest | pb.AppCountLogsRequest) -> list[Line]:
-        self._workspace.app(request.app_id)
+        self._check(request.app_id)
         since, until = _ns(request.since), _ns(request.until)
         return [line for line in self._lines if since <= line.time_ns < until and _wanted(line, request)]
 

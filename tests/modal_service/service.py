@@ -31,7 +31,7 @@ class Service:
         self.containers = Containers()
         self.environments = Environments(self.workspace)
         secrets, logs = Secrets(self.workspace), Logs(self.workspace, self.faults)
-        images = Images(self.workspace, secrets, self.containers, self.faults)
+        images = Images(self.workspace, secrets, logs, self.containers, self.faults)
         self._parts = Parts(self.containers, images, secrets, logs, self.faults)
         self._sessions = Sessions()
         self.functions = Functions(self.workspace, self.faults, self._gate)
