@@ -1,6 +1,8 @@
 # terraform test: the policies as Terraform itself renders them, without an account.
 
 mock_provider "aws" {
+  override_during = plan # no apply: what prevent_destroy guards could not be taken down again
+
   mock_resource "aws_s3_bucket" {
     defaults = {
       arn = "arn:aws:s3:::theory-artifacts-test"
@@ -20,6 +22,8 @@ variables {
 }
 
 run "policies" {
+  command = plan
+
   assert {
     condition = jsondecode(aws_s3_bucket_policy.artifacts.policy).Statement[0].Resource == [
       "arn:aws:s3:::theory-artifacts-test", "arn:aws:s3:::theory-artifacts-test/*"
