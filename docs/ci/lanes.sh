@@ -11,7 +11,8 @@ pull_request() {
     for ref in "$@"; do
         processorctl build --ref "$ref" --platforms "$platform"
         localctl start --ref "$ref" --allow-missing-secrets
-        localctl run --ref "$ref" --mode mock --json
+        # Where terraform/ lets what was stored expire, should STORAGE_BACKEND be s3.
+        localctl run --ref "$ref" --mode mock --write-prefix '/artifacts/mock/{ref_slug}/{execution_id}/' --json
         localctl stop --ref "$ref"
     done
 }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from apps.storage import artifacts
+from tests.architecture.sources import PROJECT
 from tests.architecture.terraform import FOLDER, policy, resources
 
 BUCKETS = ("artifacts", "access_logs")
@@ -305,9 +306,9 @@ def test_only_s3_itself_may_write_access_logs_and_only_of_this_bucket() -> None:
 
 
 def test_the_prefix_of_mock_runs_that_expire_is_a_write_prefix_and_not_the_default_one() -> None:
-    readme = (FOLDER / "README.md").read_text()
-    named = re.findall(r"--write-prefix '([^']+)'", readme)
-    assert named
+    texts = [(PROJECT / path).read_text() for path in ("terraform/README.md", "docs/ci/lanes.sh")]
+    named = [prefix for text in texts for prefix in re.findall(r"--mode mock --write-prefix '([^']+)'", text)]
+    assert len(named) == len(texts)
 
     expanded = [artifacts.expand(each, execution_id=EXECUTION, ref_slug="llm-litellm-v1") for each in named]
     default = artifacts.expand(None, execution_id=EXECUTION, ref_slug="llm-litellm-v1")
