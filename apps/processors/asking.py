@@ -85,7 +85,7 @@ def prepare(
     known.learn(spec_digest=spec.spec_digest)
     request = _request(asked, spec, known, settings)
     backend = storage_of(settings)
-    known.learn(storage=backend.name, transfer="relay")
+    known.learn(storage=backend.name)
     backend.check()
     place = artifacts.Artifacts(backend, request.write_prefix)
     receipt = place.previous(request.execution_id)

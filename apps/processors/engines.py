@@ -16,10 +16,12 @@ class Traits(NamedTuple):
     """Whether images have OCI digests here; where not, pins are ignored."""
     shares_files: bool
     """Whether a path of this machine is the same file inside: the caller's CA settings mean something there."""
+    loopback: str | None
+    """The name by which a container reaches what listens on this machine's loopback; None: by the loopback itself."""
 
 
-DOCKER: Final = Traits("docker", "container", gives_digests=True, shares_files=False)
-PROCESS: Final = Traits("process", "host-process", gives_digests=False, shares_files=True)
+DOCKER: Final = Traits("docker", "container", gives_digests=True, shares_files=False, loopback="host.docker.internal")
+PROCESS: Final = Traits("process", "host-process", gives_digests=False, shares_files=True, loopback=None)
 
 
 def traits(name: str) -> Traits:

@@ -65,9 +65,9 @@ def _run(
     record = state.container(spec.ref)
     if record is None:
         raise _not_started(spec.ref)
-    known.learn(
-        engine=record.engine, isolation=engines.traits(record.engine).isolation, image_digest=record.image_digest
-    )
+    traits = engines.traits(record.engine)
+    known.learn(engine=record.engine, isolation=traits.isolation, image_digest=record.image_digest)
+    known.learn(transfer=ready.artifacts.reach(traits.loopback))
     door = Door(
         f"ws://127.0.0.1:{record.port}{protocol.PATH}", {"Authorization": f"Bearer {state.token(spec.ref) or ''}"}
     )

@@ -133,9 +133,11 @@ class _Execution:
                 self._take(self._next())
         finally:
             self._uploading.close()
+            self._known.learn(transfer=self._uploading.transfer)
 
     def _next(self) -> str | bytes:
         while True:
+            self._uploading.check()
             if self._leave_at is not None and time.monotonic() > self._leave_at:
                 raise Cancelled("cancelled; the processor did not confirm it", details={"by": "user"})
             try:

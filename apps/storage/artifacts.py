@@ -6,12 +6,13 @@ prefix without one, in which the same execution can run again.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, BinaryIO, Final
 
 from apps.errors import InvalidInputs, OutputExists, OutputInvalid, StorageFailed
 from apps.storage import keys
-from apps.storage.base import ObjectWriter, StorageBackend
+from apps.storage.base import Grant, Grants, ObjectWriter, StorageBackend
 
 DEFAULT_PREFIX: Final = "/artifacts/outputs/{ref_slug}/{execution_id}/"
 INDEX: Final = "outputs.json"
@@ -67,7 +68,21 @@ class Artifacts:
 
     def __init__(self, backend: StorageBackend, prefix: str) -> None:
         self._backend = backend
+        self._grants: Grants | None = None
         self.prefix = prefix
+
+    @property
+    def grants(self) -> bool:
+        """Whether outputs can go straight to the store."""
+        return self._grants is not None
+
+    def reach(self, loopback: str | None) -> str:
+        """From now on grant uploads where the store can, to a container that knows this machine by that name.
+
+        Returns how outputs go: direct or relay.
+        """
+        self._grants = self._backend.grants(loopback)
+        return "direct" if self.grants else "relay"
 
     def previous(self, execution_id: str) -> bytes | None:
         """The receipt when this execution is complete already, None when it may run.
@@ -101,6 +116,30 @@ class Artifacts:
                 hint="choose another --write-prefix: a run never overwrites",
             )
         return self._backend.create(where, mime=mime)
+
+    def grant(self, path: str, *, size_bytes: int, digest: str, mime: str, former: Grant | None = None) -> Grant:
+        """Permission to bring the output `path` to the store; `former` is one that ended before it was used up.
+
+        Only where `grants`. `accept` or `abandon` it. Raises as `receive` does.
+        """
+        assert self._grants is not None  # noqa: S101  see above
+        where = key(self.prefix, path)
+        if former is not None:
+            return self._grants.renew(where, former, size_bytes=size_bytes, digest=digest, mime=mime)
+        return self._grants.upload(where, size_bytes=size_bytes, digest=digest, mime=mime)
+
+    def accept(self, path: str, grant: Grant, *, size_bytes: int, digest: str, etags: Sequence[str] = ()) -> None:
+        """Be sure that what was uploaded by `grant` is there, whole.
+
+        Raises OutputExists, UploadFailed, StorageFailed.
+        """
+        assert self._grants is not None  # noqa: S101  there is a grant
+        self._grants.accept(key(self.prefix, path), grant, size_bytes=size_bytes, digest=digest, etags=etags)
+
+    def abandon(self, path: str, grant: Grant) -> None:
+        """Forget an upload that will not be completed. Never raises."""
+        assert self._grants is not None  # noqa: S101  there is a grant
+        self._grants.abandon(key(self.prefix, path), grant)
 
     def holds(self, path: str, digest: str, size_bytes: int) -> bool:
         """Whether the output `path` is stored with these very bytes: read and hashed. Raises StorageFailed."""

@@ -1,12 +1,9 @@
 """Outputs on their way: what may be written, how it is carried, what happens when it can't be."""
 
 import asyncio
-import http.server
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from processor_runtime.protocol import Cancel, Credit, Event, Grant, Refused, Stored, Upload, Uploaded, encode
@@ -292,120 +289,3 @@ def test_more_outputs_than_scratch_holds_is_a_limit(start_runtime: Callable[...,
 
     assert error["code"] == "ERR_LIMIT"
     assert error["details"]["limit"] == "scratch"
-
-
-class _Store(http.server.BaseHTTPRequestHandler):
-    status = 200
-    received: list[tuple[str, dict[str, str], bytes]] = []
-
-    def do_PUT(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.received.append((self.path, dict(self.headers), body))
-        self.send_response(self.status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def store() -> Iterator[type[_Store]]:
-    class Store(_Store):
-        received: list[tuple[str, dict[str, str], bytes]] = []
-        url = ""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
-        Store.url = f"http://127.0.0.1:{server.server_port}/bucket/key?signature=abc%2F"
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield Store
-        server.shutdown()
-        thread.join()
-
-
-async def grant_directly(runtime: Runtime, url: str, size: int) -> Result:
-    async with runtime.session() as session:
-        await session.start(inputs={"size": size})
-        while session.side.completed is None:
-            message = session.side.receive(await session.socket.recv())
-            session.result.messages.append(message)
-            match message:
-                case Upload():
-                    request = {"method": "PUT", "url": url, "headers": {"X-Signed": "yes"}}
-                    await session.socket.send(encode(Grant(message.upload, "direct", request=request)))
-                case Uploaded():
-                    await session.socket.send(encode(Stored(message.upload)))
-        return session.result
-
-
-def test_a_direct_grant_is_one_request_as_it_was_given(runtime: Runtime, store: Any) -> None:
-    result = asyncio.run(grant_directly(runtime, store.url, 3 * 2**20))
-
-    ((path, headers, body),) = store.received
-    assert result.completed.status == "success"
-    assert path == "/bucket/key?signature=abc%2F"
-    assert headers["X-Signed"] == "yes"
-    assert headers["Content-Length"] == str(3 * 2**20)
-    assert body == b"x" * (3 * 2**20)
-
-
-def test_a_store_that_refuses_a_direct_upload_is_err_upload(runtime: Runtime, store: Any) -> None:
-    store.status = 403
-
-    error = asyncio.run(grant_directly(runtime, store.url, 10)).error
-
-    assert error["code"] == "ERR_UPLOAD"
-    assert error["details"] == {"path": "big.bin", "status": 403}
-
-
-def test_a_cancel_breaks_a_direct_upload_off(runtime: Runtime) -> None:
-    async def scene() -> tuple[float, Result]:
-        taken = asyncio.Event()
-
-        async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            taken.set()
-            try:
-                await asyncio.sleep(10)  # reads nothing more: the request hangs in the middle
-            finally:
-                writer.transport.abort()
-
-        server = await asyncio.start_server(swallow, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/key"
-        async with server, runtime.session() as session:
-            identity = await session.start(inputs={"size": 100 * 2**20})
-            while not isinstance(message := session.side.receive(await session.socket.recv()), Upload):
-                pass
-            request = {"method": "PUT", "url": url, "headers": {}}
-            await session.socket.send(encode(Grant(message.upload, "direct", request=request)))
-            await taken.wait()
-            began = time.monotonic()
-            await session.socket.send(encode(Cancel(identity, "user")))
-            result = await session.finish()
-            return time.monotonic() - began, result
-
-    took_s, result = asyncio.run(scene())
-
-    assert took_s < 0.4
-    assert result.error["details"] == {"by": "user", "step": "handler"}
-
-
-@pytest.mark.parametrize("request_", [{"method": "PUT", "url": "ftp://x/y", "headers": {}}, None])
-def test_a_grant_that_cannot_be_followed_is_err_upload(runtime: Runtime, request_: dict[str, Any] | None) -> None:
-    async def scene() -> Result:
-        async with runtime.session() as session:
-            await session.start(inputs={"size": 1})
-            while not isinstance(message := session.side.receive(await session.socket.recv()), Upload):
-                pass
-            await session.socket.send(encode(Grant(message.upload, "direct", request=request_)))
-            return await session.finish()
-
-    assert asyncio.run(scene()).error["code"] == "ERR_UPLOAD"
-
-
-def test_a_store_that_does_not_answer_is_err_upload(runtime: Runtime) -> None:
-    error = asyncio.run(grant_directly(runtime, "http://127.0.0.1:1/x", 10)).error
-
-    assert error["code"] == "ERR_UPLOAD"
-    assert error["details"]["status"] is None

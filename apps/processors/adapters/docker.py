@@ -30,7 +30,7 @@ _SPARE_LOG_ENTRIES: Final = 256
 class DockerEngine:
     """Containers as confined as Docker makes them; `docker_confinement` says how."""
 
-    name, isolation, gives_digests, shares_files = engines.DOCKER
+    name, isolation, gives_digests, shares_files, loopback = engines.DOCKER
 
     def __init__(self, root_id: str, *, environment: Mapping[str, str]) -> None:
         """Connects to nothing yet.

@@ -53,7 +53,7 @@ def interpreter(venv: Path) -> Path | None:
 class HostEngine:
     """An Engine without containers. It keeps processors apart from the caller's environment, not from its files."""
 
-    name, isolation, gives_digests, shares_files = engines.PROCESS
+    name, isolation, gives_digests, shares_files, loopback = engines.PROCESS
 
     def __init__(self, folder: Path, root_id: str) -> None:
         """`folder`: code/.theory of the checkout; `root_id`: what label theory.root says."""

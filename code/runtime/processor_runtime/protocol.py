@@ -70,13 +70,18 @@ class Grant(NamedTuple):
     """Permission to upload one output, the answer to `upload`.
 
     `transfer` is `relay` (send it here; `credit` is the first window in bytes) or `direct` (`request` holds
-    method, url and headers of an HTTP request to send as they are).
+    method, url and headers of an HTTP request to send as they are; or `parts` one such request for each piece of
+    `part_bytes`, the last of what is left, in order).
     """
 
     upload: int
     transfer: str
     credit: int = 0
     request: dict[str, Any] | None = None
+    parts: list[dict[str, Any]] | None = None
+    part_bytes: int = 0
+    upload_id: str | None = None  # of the parts: a later grant with the same one goes on with what was sent
+    lifetime_s: float = 0  # of a direct grant, from now on: the clocks of two machines differ; 0 for no end
 
 
 class Credit(NamedTuple):
@@ -133,7 +138,11 @@ class Event(NamedTuple):
 
 
 class Upload(NamedTuple):
-    """An output is spooled; ask where it shall go. `path` is relative to the write prefix."""
+    """An output is spooled; ask where it shall go. `path` is relative to the write prefix.
+
+    The same path again, under a new number, takes the place of the former upload: its grant expired, or the
+    store that it names can't be reached from here (`relay`: only this connection will do).
+    """
 
     execution_id: str
     upload: int
@@ -141,12 +150,14 @@ class Upload(NamedTuple):
     size_bytes: int
     digest: str
     mime: str
+    relay: bool = False
 
 
 class Uploaded(NamedTuple):
-    """All bytes of this upload were sent."""
+    """All bytes of this upload were sent, or lie there already. `etags`: what the store called the parts, in order."""
 
     upload: int
+    etags: list[str] | None = None
 
 
 class Cancelled(NamedTuple):
@@ -340,9 +351,14 @@ class ControllerSide:
     def grant_relay(self, upload: int) -> str:
         """'Send it here', with the first window."""
         relay = self._relay(upload)
-        relay.granted = True
+        relay.transfer = "relay"
         relay.credit = WINDOW_BYTES
         return encode(Grant(upload, "relay", credit=WINDOW_BYTES))
+
+    def grant_direct(self, grant: Grant) -> str:
+        """'Send it there'."""
+        self._relay(grant.upload).transfer = "direct"
+        return encode(grant)
 
     def receive_chunk(self, message: bytes) -> tuple[int, memoryview]:
         """Upload number and bytes of one binary message. Raises ProtocolError."""
@@ -374,12 +390,14 @@ class _Relay:
     """One upload as the controller counts it."""
 
     size_bytes: int
-    granted: bool = False
+    transfer: str = ""
     received: int = 0
     credit: int = 0
 
     def end(self, upload: int) -> None:
-        if self.granted and self.received != self.size_bytes:
+        if not self.transfer:
+            raise ProtocolError(f"upload {upload} ended before it was granted")
+        if self.transfer == "relay" and self.received != self.size_bytes:
             raise ProtocolError(f"upload {upload} ended at {self.received} of {self.size_bytes} bytes")
 
 

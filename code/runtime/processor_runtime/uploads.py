@@ -4,12 +4,14 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from processor_runtime import codes, direct
+from processor_runtime.delivery import Delivery, Expired, Failed
 from processor_runtime.failures import Failure, from_words
 from processor_runtime.protocol import (
     CHUNK_BYTES,
@@ -100,6 +102,8 @@ class Uploads:
         self._ready = True  # somebody is there to be asked
         self._under_way: dict[int, _UnderWay] = {}
         self._last = 0
+        self._store = direct.Store()
+        self._unreachable = False
 
     @property
     def settled(self) -> bool:
@@ -122,6 +126,7 @@ class Uploads:
     def release(self) -> None:
         """Forget who is told: the execution has ended, and need not wait for the garbage collector."""
         self._on_stored = self._on_failed = _nobody
+        self._store.close()
 
     def abort(self) -> None:
         """Send no more."""
@@ -170,34 +175,70 @@ class Uploads:
         self._next()
 
     async def _carry(self, output: Spooled) -> None:
-        loop = asyncio.get_running_loop()
-        self._last = number = self._last + 1
-        under_way = _UnderWay(loop.create_future(), loop.create_future(), asyncio.Event())
-        self._under_way[number] = under_way
         try:
             with self._open(output) as file:
-                self._courier.ask(
-                    Upload(self._execution_id, number, output.path, output.size_bytes, output.digest, output.mime)
-                )
-                grant = await under_way.answer
-                if grant.transfer == "relay":
-                    await self._relay(number, file, output, under_way)
-                else:
-                    await _put(grant, file, output)
-                under_way.sent = True
-                self._courier.say(encode(Uploaded(number)))
-                await under_way.stored
+                await self._bring(output, file)
         except UploadFailed as exc:
             self._on_failed(exc.failure)
             return
-        finally:
-            self._under_way.pop(number, None)
         (self._folder / output.file).unlink(missing_ok=True)
         # the task is over in all that matters: what looks at `settled` next must see that
         if (task := asyncio.current_task()) is not None:
             self._tasks.pop(task, None)
         self._on_stored(output)
         self._next()
+
+    async def _bring(self, output: Spooled, file: "_File") -> None:
+        """Ask, and send as it is granted, until it is stored. Asks again when a grant leads nowhere."""
+        delivery = Delivery(self._store, output.path, file.descriptor, output.size_bytes)
+        while True:
+            with self._asked(output) as (number, under_way):
+                grant = await under_way.answer
+                try:
+                    etags = await self._send(number, grant, delivery, file, output, under_way)
+                except Expired:
+                    continue
+                except direct.Unreachable as exc:
+                    log.warning("outputs of %s go over the connection: %s", self._execution_id, exc)
+                    self._unreachable = True
+                    continue
+                under_way.sent = True
+                self._courier.say(encode(Uploaded(number, etags)))
+                await under_way.stored
+                return
+
+    @contextmanager
+    def _asked(self, output: Spooled) -> Iterator[tuple[int, _UnderWay]]:
+        """An upload that was asked for, with its number."""
+        loop = asyncio.get_running_loop()
+        self._last = number = self._last + 1
+        under_way = self._under_way[number] = _UnderWay(loop.create_future(), loop.create_future(), asyncio.Event())
+        facts = (output.path, output.size_bytes, output.digest, output.mime)
+        try:
+            self._courier.ask(Upload(self._execution_id, number, *facts, relay=self._unreachable))
+            yield number, under_way
+        finally:
+            self._under_way.pop(number, None)
+
+    async def _send(
+        self, number: int, grant: Grant, delivery: Delivery, file: "_File", output: Spooled, under_way: _UnderWay
+    ) -> list[str] | None:
+        if grant.transfer == "relay":
+            await self._relay(number, file, output, under_way)
+            return None
+        if grant.transfer != "direct":
+            text = f"a grant to upload {output.path!r} by {grant.transfer!r}"
+            raise UploadFailed(Failure(codes.UPLOAD, text))
+        following = asyncio.ensure_future(delivery.follow(grant))
+        try:
+            await asyncio.wait((following, under_way.stored), return_when=asyncio.FIRST_COMPLETED)
+            if not following.done():
+                under_way.stored.result()  # refused meanwhile
+            return following.result()
+        except Failed as exc:
+            raise UploadFailed(exc.failure) from exc
+        finally:
+            following.cancel()
 
     def _open(self, output: Spooled) -> "_File":
         try:
@@ -235,16 +276,6 @@ class _File:
 
     def __exit__(self, *_: object) -> None:
         os.close(self.descriptor)
-
-
-async def _put(grant: Grant, file: _File, output: Spooled) -> None:
-    if grant.transfer != "direct" or grant.request is None:
-        raise UploadFailed(Failure(codes.UPLOAD, f"a grant to upload {output.path!r} by {grant.transfer!r}"))
-    try:
-        await direct.put(grant.request, os.dup(file.descriptor), output.size_bytes)
-    except direct.PutFailed as exc:
-        details = {"path": output.path, "status": exc.status}
-        raise UploadFailed(Failure(codes.UPLOAD, f"the upload of {output.path!r} failed: {exc}", "", details)) from exc
 
 
 def _nobody(_: object) -> None:
