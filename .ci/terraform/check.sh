@@ -15,5 +15,7 @@ if ! cmp -s "$here/requirements.lock" "$venv/requirements.lock"; then
     cp "$here/requirements.lock" "$venv/"
 fi
 
+# Both keep files in the home folder, and Terraform asks for newer versions of itself.
+export HOME="$PWD/$venv" CHECKPOINT_DISABLE=1
 "$venv/bin/python" "$here/check.py"
 "$venv/bin/checkov" --config-file "$here/checkov.yaml"
