@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.integration import bucket_canary, buckets
@@ -15,6 +16,10 @@ from tests.shell import Shell, copy_checkout
 # A shell's background job has Ctrl-C ignored, and hands that on to what it starts: then nothing here could be
 # interrupted, and the tests that try would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No test is timed: what an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @cache

@@ -137,7 +137,7 @@ def there(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     yield from elsewhere(folder) if request.param == "elsewhere" else by_engine("docker", folder)
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=50, database=None)
 @given(document=documents, earlier=st.lists(documents, max_size=2))
 def test_equal_inputs_give_byte_equal_outputs(
     here: Place, there: Place, document: dict[str, Any], earlier: list[dict[str, Any]]
