@@ -3,6 +3,7 @@
 That holds for minio too: its own client can neither sign size and digest into a URL nor put without overwriting.
 """
 
+import logging
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,8 @@ class BucketBackend:
     """Objects of `bucket`, read by `objects`."""
 
     def __init__(self, bucket: BucketSettings, objects: ObjectClient, local: Local) -> None:
+        for name in ("botocore", "urllib3"):  # each of their retries would be a line, with URLs in it
+            logging.getLogger(name).setLevel(logging.ERROR)
         self.name = objects.name
         self._bucket, self._objects, self._local = bucket, objects, local
 

@@ -726,6 +726,39 @@ def unknown_engine(at: Terminal) -> Outcome:
 
 @case(
     "ERR_CONFIG",
+    "STORAGE_BACKEND is s3, and ARTIFACTS_BUCKET is not set",
+    "set ARTIFACTS_BUCKET; see docs/apps/storage.md",
+    envelope=True,
+)
+def run_without_a_bucket(at: Terminal) -> Outcome:
+    return at("localctl", "run", "--ref", at.workshop.write("unbuilt"), env={"STORAGE_BACKEND": "s3"})
+
+
+@case(
+    "ERR_STORAGE",
+    r"http://127\.0\.0\.1:1 does not answer: Connection refused",
+    "look whether it runs, and at MINIO_STORAGE_ENDPOINT and MINIO_STORAGE_USE_HTTPS",
+    envelope=True,
+)
+def run_with_a_store_that_does_not_answer(at: Terminal) -> Outcome:
+    names = ("MINIO_STORAGE_ACCESS_KEY", "MINIO_STORAGE_SECRET_KEY")
+    place = {"MINIO_STORAGE_ENDPOINT": "127.0.0.1:1", "MINIO_STORAGE_USE_HTTPS": "false"}
+    env = {"STORAGE_BACKEND": "minio", **place, **dict.fromkeys(names, "minioadmin")}
+    return at("localctl", "run", "--ref", at.workshop.write("unbuilt"), env=env)
+
+
+@case(
+    "ERR_EXECUTION_NOT_FOUND",
+    "execution 01a202df-5e07-7db6-94a6-b0bf2199220b wrote nothing under /artifacts/outputs/test-unbuilt-v1/.*/",
+    "look at --execution-id, --ref and --write-prefix: .*",
+)
+def outputs_of_nobody(at: Terminal) -> Outcome:
+    execution_id = "01a202df-5e07-7db6-94a6-b0bf2199220b"
+    return at("localctl", "outputs", "--ref", at.workshop.write("unbuilt"), "--execution-id", execution_id)
+
+
+@case(
+    "ERR_CONFIG",
     "STORAGE_BACKEND is 'ftp'",
     "set STORAGE_BACKEND to one of: filesystem, minio, s3",
     envelope=True,

@@ -16,7 +16,6 @@ STATUS = {kind.code: kind.exit_status for kind in KINDS}
 LATER = {
     "ERR_MODAL": "Modal: the same digest, deployed, synced, run, verified",
     "ERR_NOT_DEPLOYED": "Modal: the same digest, deployed, synced, run, verified",
-    "ERR_EXECUTION_NOT_FOUND": "Modal: the same digest, deployed, synced, run, verified",  # reattaching
 }
 """Codes that no command of today ends in: the title of the issue that brings each."""
 

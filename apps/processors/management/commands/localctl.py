@@ -16,12 +16,17 @@ class Command(SubcommandCommand):
     help = "Start, run, inspect and stop processors on this machine."
 
     def add_arguments(self, parser: Any) -> None:
+        from apps.processors.management.commands import _outputs
+
         subparsers = self.subparsers(parser)
         self._add_start(subparsers)
         self._add_run(subparsers)
         self._add_stop(subparsers)
         self._add_status(subparsers)
         self._add_logs(subparsers)
+        _outputs.add_arguments(
+            self.subcommand(subparsers, self.outputs, help=_outputs.HELP, examples=_outputs.EXAMPLES)
+        )
 
     def _add_start(self, subparsers: Any) -> None:
         start = self.subcommand(
@@ -219,6 +224,11 @@ class Command(SubcommandCommand):
         for line in lines:
             document = {"ts": line.ts, "stream": line.stream, "line": line.line}
             yield Result(document, line.line, stderr=line.stream == "stderr")
+
+    def outputs(self, options: dict[str, Any]) -> Result:
+        from apps.processors.management.commands import _outputs
+
+        return _outputs.answer(self, options)
 
     def _status_text(self, rows: list[dict[str, Any]]) -> str:
         if not rows:
