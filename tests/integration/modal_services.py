@@ -99,7 +99,7 @@ class ModalService:
 
 @contextmanager
 def running_modal_service(*, environments: Sequence[str] = ("dev", "staging", "main")) -> Iterator[ModalService]:
-    """A peer until the block ends, with everything that was deployed to it. Needs a Docker Engine."""
+    """A peer until the block ends, with everything that was deployed to it. To deploy takes a Docker Engine."""
     argv = [sys.executable, "-m", "tests.modal_service", "--environments", ",".join(environments)]
     process = subprocess.Popen(argv, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin

@@ -156,11 +156,18 @@ def test_a_websocket_passes_the_url_and_its_credentials_do_not(
     assert talk.close_code == 1000
 
 
-def test_nobody_gets_in_without_proxy_credentials(service: ModalService, images: tuple[str, str]) -> None:
+def test_nobody_gets_in_without_proxy_credentials(
+    service: ModalService, images: tuple[str, str], proxy_headers: dict[str, str]
+) -> None:
     deploy(images[0])
 
     assert status({}) == 401
     assert status({"Modal-Key": "wk-1", "Modal-Secret": "ws-1"}) == 401
+    assert status({"Authorization": "Bearer wk-1.ws-1"}) == 401
+    assert status({**proxy_headers, "Modal-Secret": "ws-1"}) == 401
+    assert status(proxy_headers) == 503
+    bearer = ".".join((proxy_headers["Modal-Key"], proxy_headers["Modal-Secret"]))
+    assert status({"Authorization": f"Bearer {bearer}"}) in (200, 503)
 
 
 def test_a_server_without_containers_answers_503_until_one_is_up(
@@ -654,10 +661,16 @@ def test_a_killed_peer_is_cleaned_up_by_the_next(service: ModalService, images: 
     with running_modal_service():
         assert left
         assert container_id not in _containers()
+        assert images[0] not in _images()
 
 
 def _containers() -> list[str]:
     argv = ["docker", "ps", "--all", "--quiet", "--no-trunc", "--filter", "label=theory.test.modal-service"]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
+
+
+def _images() -> list[str]:
+    argv = ["docker", "images", "--digests", "--format", "{{.Repository}}@{{.Digest}}"]
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
 
 

@@ -1,11 +1,12 @@
 """The Docker Engine: pulls images as a builder would, and runs containers that are found again after any end."""
 
-import asyncio
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import docker.errors
 
 OWNER = "theory.test.modal-service"
 """The label of all containers; its value says whose they are."""
+_BROUGHT = "theory.test.brought"
+"""The label of a container whose image the peer pulled: it goes with the container."""
 PLATFORM = "linux/amd64"
 _STOP_S = 5
 
@@ -28,14 +31,23 @@ class Containers:
     """Blocking; the peer calls it from threads of its own."""
 
     def __init__(self) -> None:
-        self._client: Any = docker.from_env()
         self._pulled: list[str] = []
 
+    @cached_property
+    def _client(self) -> Any:
+        """Made on first use: a peer to which nothing is deployed needs no engine."""
+        return docker.from_env()
+
     def sweep(self) -> None:
-        """Remove what peers left behind that are no more."""
+        """Remove what peers left behind that are no more, if there is an engine."""
+        with contextlib.suppress(docker.errors.DockerException):
+            self._sweep()
+
+    def _sweep(self) -> None:
         for container in self._client.containers.list(all=True, filters={"label": OWNER}, ignore_removed=True):
             if not _alive(container.labels[OWNER]):
                 _remove(container)
+                self._remove_image(container.labels.get(_BROUGHT, ""))
 
     def pull(self, reference: str, login: dict[str, str]) -> Iterator[str]:
         """The engine's progress, line by line. Raises DockerException."""
@@ -71,7 +83,7 @@ class Containers:
         container = self._client.containers.create(
             image,
             environment=environment,
-            labels={**labels, OWNER: _owner(os.getpid())},
+            labels={**labels, OWNER: _owner(os.getpid()), _BROUGHT: image if image in self._pulled else ""},
             ports={f"{port}/tcp": ("127.0.0.1", None)},
             platform=PLATFORM,
             extra_hosts={"host.docker.internal": "host-gateway"},
@@ -99,13 +111,27 @@ class Containers:
 
     def close(self) -> None:
         """Remove this peer's containers and the images that it brought."""
+        if "_client" not in self.__dict__:
+            return
         mine = {"label": f"{OWNER}={_owner(os.getpid())}"}
         for container in self._client.containers.list(all=True, filters=mine, ignore_removed=True):
             _remove(container)
         for reference in self._pulled:
-            with contextlib.suppress(docker.errors.APIError):  # another container uses it
-                self._client.images.remove(reference)
+            self._remove_image(reference)
         self._client.close()
+
+    def _remove_image(self, reference: str) -> None:
+        """Unless it is gone, or a container goes on using it."""
+        deadline = time.monotonic() + _STOP_S
+        while reference and time.monotonic() < deadline:
+            try:
+                self._client.images.remove(reference)
+            except docker.errors.ImageNotFound:
+                return
+            except docker.errors.APIError:  # the engine is a moment behind with a container that was removed
+                time.sleep(0.1)
+            else:
+                return
 
     def _has(self, reference: str) -> bool:
         try:
@@ -113,10 +139,6 @@ class Containers:
         except docker.errors.ImageNotFound:
             return False
         return True
-
-
-async def in_thread(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    return await asyncio.to_thread(work, *arguments, **options)
 
 
 def _tagged(reference: str) -> bool:

@@ -70,7 +70,6 @@ class Deployments:
         if app.state != pb.APP_STATE_STOPPED:
             app.state, app.stopped_at = pb.APP_STATE_STOPPED, time.time()
             await asyncio.gather(*(fleet.close() for fleet in self._functions.fleets(app)))
-            await asyncio.sleep(0.05)  # the last lines are on their way
             self._logs.close(app.id)
 
     async def app_deployment_history(

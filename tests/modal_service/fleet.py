@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from docker.errors import DockerException
@@ -13,13 +14,16 @@ from modal_proto import api_pb2 as pb
 from tests.modal_service.containers import Containers
 from tests.modal_service.faults import Faults
 from tests.modal_service.images import Images
-from tests.modal_service.logs import STDERR, STDOUT, SYSTEM, Logs
+from tests.modal_service.logs import SYSTEM, Logs
+from tests.modal_service.output import Output
 from tests.modal_service.secrets import Secrets
 from tests.modal_service.workspace import App, Definition, new_id
 
 SCALEDOWN_S = 60.0  # the service's, where a server names none
 _LISTENING_S = 0.1
+_SILENT_S = 5.0
 _TURN_S = 0.1
+_RETRY_S, _RETRY_MOST_S = 0.5, 15.0
 
 
 @dataclass
@@ -37,6 +41,8 @@ class Replica:
     connections: int = 0
     idle_since: float = field(default_factory=time.monotonic)
     failure: str = ""
+    silent: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when its last line is in the logs."""
 
     def taken(self, change: int) -> None:
         """Count a connection in (1) or out (-1)."""
@@ -65,22 +71,24 @@ class Fleet:
         self.replicas: list[Replica] = []
         self._generation = 0
         self._awake = False
-        self._failed = False
+        self._asked = True
+        self._failures = 0  # of this deployment
+        self._retry_at = 0.0
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def deploy(self, definition: Definition) -> float:
         """From now on new containers are of `definition`, and replace those that run. Returns the moment."""
         self._generation += 1
-        self._failed = False
+        self._failures, self._asked = 0, True
         self.definition = definition
         return time.time()
 
     def wake(self) -> None:
-        """Somebody asks for a container. One that failed is tried once more if there is no other."""
+        """Somebody asks for a container. After one that failed, only that brings another, and not at once."""
         self._awake = True
-        if not self.serving:
-            self._failed = False
+        if not self.serving and time.monotonic() > self._retry_at:
+            self._asked = True
 
     @property
     def serving(self) -> list[Replica]:
@@ -98,7 +106,7 @@ class Fleet:
         mine = [replica for replica in mine if replica.state != "DRAINING"]
         others = [replica for replica in self.serving if replica.generation != self._generation]
         wanted = self._wanted(others)
-        if not self._failed:
+        if self._asked:
             for _ in range(wanted - len(mine)):
                 self._start(self.definition)
         enough = len([replica for replica in mine if replica.state == "SERVING"]) >= max(wanted, 1)
@@ -162,6 +170,7 @@ class Fleet:
 
     async def _run(self, replica: Replica) -> None:
         data = replica.definition.data
+        output = Output(partial(self._log, replica), partial(self._ended, replica))
         try:
             image = self._parts.images.image(replica.definition.function.image_id)
             environment = self._environment(replica)
@@ -171,7 +180,8 @@ class Fleet:
                 port=data.http_config.port,
                 environment=environment,
                 labels={"theory.test.app": self.app.name, "theory.test.task": replica.task_id},
-                **self._output(replica),
+                said=output.said,
+                ended=output.ended,
             )
         except (DockerException, KeyError) as exc:
             self._fail(replica, f"the container could not be created: {exc}")
@@ -199,39 +209,17 @@ class Fleet:
         }
         return service | self._parts.secrets.environment(replica.definition.function.secret_ids)
 
-    def _output(self, replica: Replica) -> dict[str, Any]:
-        """The callbacks of a container; they come from its thread."""
-        loop = asyncio.get_running_loop()
-        rest = {STDOUT: b"", STDERR: b""}
-
-        def log(source: pb.FileDescriptor.ValueType, data: bytes, *, end: bool = False) -> None:
-            *lines, rest[source] = (rest[source] + data).split(b"\n")
-            for line in lines + ([rest[source]] if end and rest[source] else []):
-                self._log(replica, line.decode("utf-8", "replace") + "\n", source)
-
-        def said(out: bytes, err: bytes) -> None:
-            for source, data in ((STDOUT, out), (STDERR, err)):
-                if data:
-                    _soon(loop, log, source, data)
-
-        def ended(status: int) -> None:
-            def end() -> None:
-                for source in rest:
-                    log(source, b"", end=True)
-                self._ended(replica, status)
-
-            _soon(loop, end)
-
-        return {"said": said, "ended": ended}
-
     def _ended(self, replica: Replica, status: int) -> None:
+        replica.silent.set()
         if replica.state in ("STARTING", "SERVING"):
             self._fail(replica, f"the container ended with exit status {status}")
             self._task(self._remove(replica, grace_s=0))
 
     def _fail(self, replica: Replica, failure: str) -> None:
         if replica.state == "STARTING" and replica.generation == self._generation:
-            self._failed = True  # until somebody asks again: no crash loop
+            self._asked = False
+            self._retry_at = time.monotonic() + min(_RETRY_S * 2**self._failures, _RETRY_MOST_S)
+            self._failures += 1
         replica.state, replica.failure = "GONE", failure
         self._log(replica, f"Runner failed: {failure}\n", SYSTEM)
 
@@ -274,17 +262,14 @@ class Fleet:
             replica.state = "DRAINING"
         if replica.container_id:
             await asyncio.to_thread(self._parts.containers.stop, replica.container_id, grace_s=grace_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(replica.silent.wait(), _SILENT_S)
         replica.state = "GONE"
 
     def _task(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _soon(loop: asyncio.AbstractEventLoop, work: Callable[..., None], *arguments: Any) -> None:
-    with contextlib.suppress(RuntimeError):  # the peer has ended
-        loop.call_soon_threadsafe(work, *arguments)
 
 
 async def _open(port: int) -> bool:

@@ -53,6 +53,14 @@ class Head:
     def bearer(self) -> str:
         return self.header("modal-authorization").removeprefix("Bearer ")
 
+    @property
+    def credentials(self) -> tuple[str, str]:
+        """Of a proxy token, in either of the two ways that the service takes them."""
+        key, _, secret = self.header("authorization").removeprefix("Bearer ").partition(".")
+        if not (key.startswith("wk-") and secret.startswith("ws-")):
+            key = secret = ""
+        return self.header("modal-key") or key, self.header("modal-secret") or secret
+
     def forwarded(self) -> bytes:
         """For the container: without credentials; one request on a connection unless it is upgraded."""
         upgrade = self.header("upgrade")
@@ -131,7 +139,7 @@ class Gate:
         """Proxy credentials, or what the SDK got for itself. A session's token alone opens nothing."""
         if definition.data.http_config.unauthenticated or head.bearer in self.tokens:
             return
-        key, secret = head.header("modal-key"), head.header("modal-secret")
+        key, secret = head.credentials
         if not (key and secret):
             raise Refused(401, "modal-http: missing credentials for proxy authorization")
         if not self._environments.admits(key, secret, self.fleet.app.environment):
