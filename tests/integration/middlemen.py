@@ -27,6 +27,8 @@ class Line:
     """Slows each direction down, evenly."""
     only_answers: bool = False
     """Whether `rate_bytes_s` is for the way from the server alone."""
+    cut_every_bytes: int | None = None
+    """Resets each connection after so many bytes from its client."""
     _fault: str = ""
     _upward: bool = True
     _allowance: int = 0
@@ -44,12 +46,18 @@ class Line:
         self._fault = ""
 
     def carry(self, source: socket.socket, target: socket.socket, *, upward: bool) -> None:
+        passed = 0
         with suppress(OSError):
             while piece := source.recv(PIECE):
                 passing = self._passing(piece, upward=upward)
                 self._send(target, passing, upward=upward)
+                passed += len(passing)
+                if upward and self.cut_every_bytes and passed >= self.cut_every_bytes:
+                    self._strike(source, target, "cut")
+                    return
                 if len(passing) < len(piece):
-                    self._strike(source, target)
+                    self._connections -= 1
+                    self._strike(source, target, self._fault)
                     return
         for end in (source, target):
             with suppress(OSError):
@@ -62,9 +70,7 @@ class Line:
         self._allowance -= len(passing)
         return passing
 
-    def _strike(self, source: socket.socket, target: socket.socket) -> None:
-        kind = self._fault
-        self._connections -= 1
+    def _strike(self, source: socket.socket, target: socket.socket, kind: str) -> None:
         if self._connections <= 0:
             self.repair()
         if kind == "stall":
