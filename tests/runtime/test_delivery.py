@@ -92,6 +92,15 @@ def test_a_refusal_after_the_end_of_the_grant_asks_for_another(store: FakeStore,
     assert store.objects == {"/a": b"x" * 10}
 
 
+def test_a_grant_that_the_store_calls_expired_is_doubted_once(store: FakeStore, descriptor: int) -> None:
+    store.always, store.error_code = 403, "AccessDenied"
+
+    with pytest.raises(Failed):
+        deliver(descriptor, whole(store, lifetime_s=900), whole(store, lifetime_s=900))
+
+    assert len(store.requests) == 2
+
+
 def test_a_store_that_answered_before_may_be_away_for_a_while(store: FakeStore, descriptor: int) -> None:
     nowhere = FakeStore(port=1)
 

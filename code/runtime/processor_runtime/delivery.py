@@ -13,6 +13,7 @@ PATIENCE_S: Final = 30.0  # from a request's first failure on: a store that is s
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 5.0
 TAKEN: Final = 412
+EXPIRED: Final = ("AccessDenied", "ExpiredToken", "RequestExpired", "ExpiredPresignRequest")  # among other things
 
 
 class Expired(Exception):
@@ -37,6 +38,7 @@ class Delivery:
         self._failing_since: float | None = None
         self._pause_s = FIRST_PAUSE_S
         self._ends_at = 0.0
+        self._doubted = False
 
     async def follow(self, grant: Grant) -> list[str] | None:
         """Send what is not there yet; returns the parts' ETags, None where it went in one.
@@ -90,6 +92,9 @@ class Delivery:
             await self._wait_or(Failed(self._failure(codes.STORAGE, f"the store answered {_said(answer)}", answer)))
         elif answer.status == 403 and time.monotonic() > self._ends_at:
             await self._wait_or(Expired())
+        elif answer.code in EXPIRED and not self._doubted:  # by a clock that went on while this machine slept
+            self._doubted = True
+            raise Expired
         elif answer.code == "NoSuchBucket":
             raise Failed(self._failure(codes.STORAGE, "the bucket is gone", answer))
         else:
