@@ -63,6 +63,10 @@ class Failures(NamedTuple):
         words, hint = self._words(code, said)
         return StorageFailed(f"the bucket {self.bucket!r} at {self.endpoint} {words}", hint=hint, details=details)
 
+    def foreign(self) -> StorageFailed:
+        """What answers is no S3 server: a proxy's page, say."""
+        return StorageFailed(f"{self.endpoint} does not answer as S3 does", hint=f"look at {self.address}")
+
     def _words(self, code: str, said: str) -> tuple[str, str]:
         if code in _ABSENT:
             return "is not there", self.absent

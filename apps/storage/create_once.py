@@ -96,7 +96,8 @@ class CreateOnce:
         """
         head = self._objects.head(key)
         if head is None:
-            self._objects.check()  # no bucket, no object
+            # No bucket, no object. Not `check`, which may make one: what was stored before would be missing in it.
+            next(self._objects.list(f"{key}/"), None)
             raise UploadFailed(f"{key}: nothing arrived")
         found = self._digest(key, head) if head.size_bytes == size_bytes else None
         if found == digest:

@@ -1,7 +1,6 @@
 """The backend `minio`: a development server that speaks S3, MinIO's own or any other."""
 
 from collections.abc import Iterator
-from email.utils import parsedate_to_datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -11,9 +10,8 @@ from apps.storage.base import StoredObject
 from apps.storage.bucket import BucketBackend, Local
 from apps.storage.bucket_errors import Failures
 from apps.storage.enforcement import digest_of
-from apps.storage.objects import Fetched, Head
+from apps.storage.objects import Fetched, Head, age_s
 
-_CHECK_ATTEMPTS: Final = 2
 _MADE: Final = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
 _BROKEN: Final = (500, 502, 503, 504)
 
@@ -41,8 +39,8 @@ class MinioObjects:
             address="MINIO_STORAGE_ENDPOINT and MINIO_STORAGE_USE_HTTPS",
             errors=(MinioException, HTTPError, BotoCoreError, ClientError),
         )
-        self._minio = _client(bucket, s3_client.ATTEMPTS)
-        self._checker = _client(bucket, _CHECK_ATTEMPTS)
+        self._minio = _client(bucket, attempts=s3_client.ATTEMPTS, read_s=s3_client.READ_S)
+        self._checker = _client(bucket, attempts=s3_client.CHECK_ATTEMPTS, read_s=s3_client.CHECK_READ_S)
 
     def check(self) -> None:
         """Makes the bucket when it is absent: this backend is for development."""
@@ -62,10 +60,15 @@ class MinioObjects:
             if bucket_errors.code_of(exc) in bucket_errors.NOT_THERE:
                 return None
             raise self.failures.translated(exc) from exc
+        if not found.etag:
+            raise self.failures.foreign()
         told = found.metadata or {}
-        now = told.get("date")
-        age_s = (parsedate_to_datetime(now) - found.last_modified).total_seconds() if now and found.last_modified else 0
-        return Head(int(found.size or 0), digest_of(told.get("x-amz-checksum-sha256")), f'"{found.etag}"', age_s)
+        return Head(
+            int(found.size or 0),
+            digest_of(told.get("x-amz-checksum-sha256")),
+            f'"{found.etag}"',
+            age_s(told.get("date"), found.last_modified),
+        )
 
     def fetch(self, key: str, *, offset: int = 0, etag: str | None = None) -> Fetched | None:
         try:
@@ -76,7 +79,7 @@ class MinioObjects:
             if bucket_errors.code_of(exc) in bucket_errors.NOT_THERE:
                 return None
             raise self.failures.translated(exc) from exc
-        return Fetched(_Released(answer), answer.headers["etag"])
+        return Fetched(_Released(answer), answer.headers.get("etag", ""))
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         with self.failures.told():
@@ -103,7 +106,7 @@ class _Released:
         self._answer.release_conn()
 
 
-def _client(bucket: BucketSettings, attempts: int) -> Any:
+def _client(bucket: BucketSettings, *, attempts: int, read_s: float) -> Any:
     import ssl
 
     import urllib3
@@ -114,7 +117,7 @@ def _client(bucket: BucketSettings, attempts: int) -> Any:
         total=attempts - 1, backoff_factor=0.5, status_forcelist=_BROKEN, raise_on_status=False, redirect=False
     )
     http = urllib3.PoolManager(
-        timeout=urllib3.Timeout(connect=s3_client.CONNECT_S, read=s3_client.READ_S),
+        timeout=urllib3.Timeout(connect=s3_client.CONNECT_S, read=read_s),
         maxsize=16,
         retries=retries,
         ssl_context=ssl.create_default_context(cafile=bucket.ca_file) if parts.scheme == "https" else None,

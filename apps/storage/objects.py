@@ -2,6 +2,8 @@
 
 import io
 from collections.abc import Iterator
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO, Final, NamedTuple, Protocol, cast
 
 from apps.errors import StorageFailed
@@ -22,6 +24,14 @@ class Head(NamedTuple):
     etag: str
     age_s: float
     """By the server's own clock."""
+
+
+def age_s(now: str | None, modified: datetime | None) -> float:
+    """Between an answer's `Date` and an object's last change; 0 where either can't be read."""
+    try:
+        return (parsedate_to_datetime(now or "") - modified).total_seconds() if modified else 0.0
+    except (TypeError, ValueError):
+        return 0.0
 
 
 class ObjectClient(Protocol):

@@ -1,7 +1,7 @@
 """The backend `s3`: AWS, and any S3-compatible service by AWS_ENDPOINT_URL_S3."""
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 from apps.settings import BucketSettings
 from apps.storage import bucket_errors, s3_client
@@ -9,10 +9,7 @@ from apps.storage.base import StoredObject
 from apps.storage.bucket import BucketBackend, Local
 from apps.storage.bucket_errors import Failures
 from apps.storage.enforcement import digest_of
-from apps.storage.objects import Fetched, Head
-
-_CHECK_ATTEMPTS: Final = 2
-"""A bucket that is not to be had is told in seconds."""
+from apps.storage.objects import Fetched, Head, age_s
 
 
 def backend(bucket: BucketSettings, local: Local) -> BucketBackend:
@@ -39,13 +36,15 @@ class S3Objects:
         with self.failures.told():
             session = s3_client.session(bucket)
             self._client = s3_client.client(session, bucket, endpoint=bucket.endpoint)
-            self._checker = s3_client.client(session, bucket, endpoint=bucket.endpoint, attempts=_CHECK_ATTEMPTS)
+            self._checker = s3_client.client(session, bucket, endpoint=bucket.endpoint, quick=True)
 
     def check(self) -> None:
         """A listing, because a HEAD's refusal says nothing of why."""
         client = self._checker
         with self.failures.told():
-            client.list_objects_v2(Bucket=self._bucket, Prefix="artifacts/", MaxKeys=1)
+            answer = client.list_objects_v2(Bucket=self._bucket, Prefix="artifacts/", MaxKeys=1)
+        if not answer.get("Name"):
+            raise self.failures.foreign()
 
     def head(self, key: str) -> Head | None:
         client = self._client
@@ -55,8 +54,14 @@ class S3Objects:
             if bucket_errors.code_of(exc) in bucket_errors.NOT_THERE:
                 return None
             raise self.failures.translated(exc) from exc
+        if not answer.get("ETag"):
+            raise self.failures.foreign()
+        now = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         return Head(
-            int(answer["ContentLength"]), digest_of(answer.get("ChecksumSHA256")), str(answer["ETag"]), _age_s(answer)
+            int(answer["ContentLength"]),
+            digest_of(answer.get("ChecksumSHA256")),
+            str(answer["ETag"]),
+            age_s(now, answer.get("LastModified")),
         )
 
     def fetch(self, key: str, *, offset: int = 0, etag: str | None = None) -> Fetched | None:
@@ -70,7 +75,7 @@ class S3Objects:
             if bucket_errors.code_of(exc) in bucket_errors.NOT_THERE:
                 return None
             raise self.failures.translated(exc) from exc
-        return Fetched(answer["Body"], str(answer["ETag"]))
+        return Fetched(answer["Body"], str(answer.get("ETag", "")))
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         client, page = self._client, {"Bucket": self._bucket, "Prefix": prefix}
@@ -87,10 +92,3 @@ class S3Objects:
         client = self._client
         with self.failures.told():
             client.delete_object(Bucket=self._bucket, Key=key)
-
-
-def _age_s(answer: Any) -> float:
-    from email.utils import parsedate_to_datetime
-
-    now = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-    return float((parsedate_to_datetime(now) - answer["LastModified"]).total_seconds()) if now else 0.0

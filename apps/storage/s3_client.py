@@ -8,6 +8,9 @@ from apps.settings import BucketSettings
 
 CONNECT_S: Final = 3
 READ_S: Final = 60
+CHECK_READ_S: Final = 10
+CHECK_ATTEMPTS: Final = 2
+"""A bucket that is not to be had is told in seconds."""
 ATTEMPTS: Final = 5
 """With waits of up to 1, 2, 4 and 8 s between them."""
 LIFETIMES_S: Final = (900, 600, 300, 60)
@@ -31,16 +34,22 @@ def session(bucket: BucketSettings) -> Any:
     )
 
 
-def client(session: Any, bucket: BucketSettings, *, endpoint: str | None, attempts: int = ATTEMPTS) -> Any:
-    """A client that asks for no checksum that a server might not know, and waits for nothing for ever."""
+def client(session: Any, bucket: BucketSettings, *, endpoint: str | None, quick: bool = False) -> Any:
+    """A client that asks for no checksum that a server might not know, and waits for nothing for ever.
+
+    A `quick` one gives up in seconds.
+    """
     from botocore.config import Config
 
+    # `auto` would sign URLs for AWS's global name, which redirects to the region's, for a day or so after a bucket was
+    # made; and the certificate of `*.s3…` is for no name with a dot.
+    addressing = "path" if endpoint or "." in bucket.name else "virtual"
     config = Config(
         signature_version="s3v4",  # by default it presigns with SigV2, which signs neither size nor digest
-        s3={"addressing_style": "path" if endpoint else "auto"},
-        retries={"mode": "standard", "total_max_attempts": attempts},
+        s3={"addressing_style": addressing},
+        retries={"mode": "standard", "total_max_attempts": CHECK_ATTEMPTS if quick else ATTEMPTS},
         connect_timeout=CONNECT_S,
-        read_timeout=READ_S,
+        read_timeout=CHECK_READ_S if quick else READ_S,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         max_pool_connections=16,
