@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
 OPEN_TIMEOUT_S: Final = 10.0
+BLAME: Final = frozenset((1002, 1003, 1007, 1008, 1009, 1010))
+"""Close codes for what one end did wrong. Every other close is a connection that was lost."""
 
 
 class Asleep(ConnectionFailed):
@@ -59,8 +61,10 @@ def opened(door: Door) -> Iterator["ClientConnection"]:
     except InvalidStatus as exc:
         raise _refused(exc.response.status_code, door) from exc
     except (ConnectionClosed, InvalidHandshake, protocol.ProtocolError) as exc:
-        if isinstance(exc, ConnectionClosed) and exc.rcvd is None:
-            raise Unreachable(str(exc)) from exc  # it went without a word
+        if isinstance(exc, ConnectionClosed) and BLAME.isdisjoint(
+            close.code for close in (exc.rcvd, exc.sent) if close
+        ):
+            raise Unreachable(str(exc)) from exc
         raise ConnectionFailed(f"the connection to the processor ended: {exc}", hint=door.hint) from exc
     except TimeoutError as exc:
         raise ConnectionFailed(f"the processor did not answer within {OPEN_TIMEOUT_S:.0f} s", hint=door.hint) from exc

@@ -100,6 +100,20 @@ def encode(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
+def decode(receipt: bytes) -> Envelope:
+    """The envelope of a success, as it was encoded. Raises ValueError, KeyError, TypeError for anything else."""
+    document = json.loads(receipt)
+    meta = document["meta"]
+    names = meta["secrets_present"]
+    return Envelope(
+        document["execution_id"],
+        document["ref"],
+        Meta(**{**meta, "secrets_present": None if names is None else tuple(names)}),
+        outputs=tuple(Output(**output) for output in document["outputs"]),
+        index_path=document["index_path"],
+    )
+
+
 def new_execution_id() -> str:
     """A UUIDv7 (RFC 9562, section 5.7): milliseconds since 1970, then 74 random bits."""
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))

@@ -76,9 +76,18 @@ def _run(
         _refuse_stranger(hello, spec)
         _refuse_drift(hello, spec, asked, record, state, warn)
 
+    def is_gone() -> bool:
+        return _is_gone(spec.ref, engine_of(settings, record.engine))
+
     try:
         envelope = runs.execute(
-            ready.request, door, known=known, artifacts=ready.artifacts, identify=identify, on_event=on_event
+            ready.request,
+            door,
+            known=known,
+            artifacts=ready.artifacts,
+            identify=identify,
+            on_event=on_event,
+            is_gone=is_gone,
         )
     except Unauthorized as exc:
         exc.hint = f"localctl start --ref {spec.ref}"
@@ -158,6 +167,15 @@ def _why(lost: Unreachable, ref: ProcessorRef, engine: "Engine", *, sent: bool) 
         error.message = f"the container of {ref} has ended (exit status {container.exit_status})"
     error.details = details
     return error
+
+
+def _is_gone(ref: ProcessorRef, engine: "Engine") -> bool:
+    """Whether the engine knows that the container has ended; one that does not answer knows nothing."""
+    try:
+        container = _settled(ref, engine)
+    except OperationError:
+        return False
+    return container is None or container.state != "running"
 
 
 def _settled(ref: ProcessorRef, engine: "Engine") -> "Container | None":

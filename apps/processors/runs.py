@@ -3,17 +3,25 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from processor_runtime import protocol
 
-from apps.errors import Cancelled, OperationError, UploadFailed, from_words
-from apps.processors.door import OPEN_TIMEOUT_S, Door, opened
-from apps.processors.envelope import Envelope, Meta, Output, encode, index_document
+from apps.errors import (
+    Cancelled,
+    ExecutionLost,
+    ExecutionNotFound,
+    OperationError,
+    OutputExists,
+    UploadFailed,
+    from_words,
+)
+from apps.processors.door import OPEN_TIMEOUT_S, Door, Unreachable, opened
+from apps.processors.envelope import Envelope, Meta, Output, decode, encode, index_document
+from apps.processors.interrupts import signals_to
 from apps.processors.uploading import Uploading
 from apps.storage.artifacts import Artifacts
 
@@ -37,11 +45,14 @@ class Known:
     write_prefix: str = ""
     sent: bool = False
     """Whether the runtime may have the request: from then on it may have had effects."""
-    stored: list[Output] = field(default_factory=list)
+    stored: dict[str, Output] = field(default_factory=dict)
+    """By path."""
 
     def failed(self, error: OperationError) -> OperationError:
         """`error`, carrying the error envelope."""
-        envelope = Envelope(self.execution_id, self.ref, self.meta, outputs=tuple(self.stored), error=error.words())
+        envelope = Envelope(
+            self.execution_id, self.ref, self.meta, outputs=tuple(self.stored.values()), error=error.words()
+        )
         error.envelope = envelope.document()
         return error
 
@@ -58,46 +69,51 @@ def execute(
     artifacts: Artifacts,
     identify: Callable[[protocol.Hello], None],
     on_event: EventSink,
+    is_gone: Callable[[], bool] = lambda: False,
 ) -> Envelope:
     """Run one execution to its end and store its outputs, receipt and index.
 
-    `identify` sees who answered before anything is sent and raises to refuse it. The first SIGINT or SIGTERM
-    cancels the execution and waits for its end; a second one leaves at once.
+    `identify` sees who answered before anything is sent and raises to refuse it. A connection that is lost later is
+    opened again, until `is_gone` knows that the processor has ended. The first SIGINT or SIGTERM cancels the
+    execution and waits for its end; a second one leaves at once.
 
     Raises Unreachable, and any OperationError that ends the execution; `known` then holds what was learnt.
     """
-    with opened(door) as connection:
-        execution = _Execution(request, connection, known, artifacts, on_event)
-        with _cancelling(execution):
-            execution.greet(identify)
-            execution.converse()
-        return execution.conclude()
+    execution = _Execution(request, known, artifacts, on_event)
+    with signals_to(execution.interrupt):
+        try:
+            with opened(door) as connection:
+                execution.begin(connection, identify)
+        except Unreachable:
+            if not known.sent:
+                raise
+            from apps.processors.reattaching import reattach  # a run that goes well needs none
+
+            reattach(execution, door, is_gone=is_gone)
+    return execution.conclude()
 
 
 class _Execution:
-    """The controller's end of one conversation."""
+    """The controller's end of one execution, over one connection after the other."""
 
-    def __init__(
-        self,
-        request: protocol.Run,
-        connection: "ClientConnection",
-        known: Known,
-        artifacts: Artifacts,
-        on_event: EventSink,
-    ) -> None:
-        self._request, self._connection, self._known = request, connection, known
+    def __init__(self, request: protocol.Run, known: Known, artifacts: Artifacts, on_event: EventSink) -> None:
+        self._request, self._known = request, known
         self._artifacts, self._on_event = artifacts, on_event
+        self._connection: ClientConnection
         self._side = protocol.ControllerSide()
-        self._uploading = Uploading(self._side, artifacts, send=connection.send, stored=self._stored)
+        self._uploading: Uploading
+        self._instance = ""
+        self._seen = 0
         self._leave_at: float | None = None
         self._asked = False
+        self.connections = 0
+        """How many have followed it: got as far as its events."""
         self.signal: int | None = None
 
-    def greet(self, identify: Callable[[protocol.Hello], None]) -> None:
-        """Hear who answers, then ask for the execution."""
-        hello = self._side.receive(self._connection.recv(timeout=OPEN_TIMEOUT_S))
-        if not isinstance(hello, protocol.Hello):
-            raise protocol.ProtocolError(f"{protocol.type_of(hello)} before hello")
+    def begin(self, connection: "ClientConnection", identify: Callable[[protocol.Hello], None]) -> None:
+        """Hear who answers, ask for the execution, and follow it until it has completed."""
+        hello = self._meet(connection)
+        self._instance = hello.instance
         self._known.learn(
             image_digest=hello.image_digest,
             spec_digest=hello.spec_digest,
@@ -106,10 +122,50 @@ class _Execution:
         )
         identify(hello)
         self._known.sent = True
-        self._connection.send(self._side.run(self._request))
+        self._ask(self._side.run(self._request))
+        self._converse()
+
+    def rejoin(self, connection: "ClientConnection") -> None:
+        """Go on over another connection, where the last one ended. Raises ExecutionLost."""
+        hello = self._meet(connection)
+        if hello.instance != self._instance:
+            raise self.lost()
+        if self.connections:
+            self._ask(self._side.attach(protocol.Attach(self._request.execution_id, self._seen)))
+        else:  # it may never have come: the same id is the same execution
+            self._ask(self._side.run(self._request))
+        self._converse()
+        error = self._side.completed and self._side.completed.error
+        if error and error["code"] == ExecutionNotFound.code:
+            raise self.lost()
+
+    def wait(self, seconds: float) -> None:
+        """For another connection. Raises Cancelled when a cancel had time enough."""
+        self._look_at_the_clock()
+        time.sleep(seconds)
+
+    def _meet(self, connection: "ClientConnection") -> protocol.Hello:
+        """Start anew on `connection`: who answers."""
+        self._asked = False
+        self._seen = max(self._seen, self._side.next_seq - 1)
+        self._connection, self._side = connection, protocol.ControllerSide()
+        self._uploading = Uploading(self._side, self._artifacts, send=connection.send, stored=self._stored)
+        hello = self._side.receive(connection.recv(timeout=OPEN_TIMEOUT_S))
+        if not isinstance(hello, protocol.Hello):
+            raise protocol.ProtocolError(f"{protocol.type_of(hello)} before hello")
+        return hello
+
+    def _ask(self, text: str) -> None:
+        self._connection.send(text)
         self._asked = True
         if self.signal is not None:
             self._cancel()
+
+    def lost(self) -> ExecutionLost:
+        """For when another processor answers in its place."""
+        return ExecutionLost(
+            f"{self._known.ref} was started anew during the execution; its fate is unknown", hint="run it again"
+        )
 
     def interrupt(self, number: int) -> None:
         """What a signal means: cancel the execution; before there is one, what it would have meant without us."""
@@ -122,24 +178,31 @@ class _Execution:
 
     def _cancel(self) -> None:
         """Ask the runtime to end it. From a thread of its own: the interrupted one may hold the connection's lock."""
-        self._leave_at = time.monotonic() + CANCEL_TIMEOUT_S
+        self._leave_at = self._leave_at or time.monotonic() + CANCEL_TIMEOUT_S
         text = protocol.encode(protocol.Cancel(self._request.execution_id, "user"))
         threading.Thread(target=_send_quietly, args=(self._connection, text), daemon=True).start()
 
-    def converse(self) -> None:
+    def _converse(self) -> None:
         """Until the execution has completed."""
         try:
             while self._side.completed is None:
                 self._take(self._next())
+        except BaseException:  # unless the connection is lost, we leave for good: the processor need not wait for us
+            _send_quietly(self._connection, protocol.encode(protocol.Cancel(self._request.execution_id, "client")))
+            raise
         finally:
             self._uploading.close()
-            self._known.learn(transfer=self._uploading.transfer)
+            if self._known.meta.transfer != "relay":  # by an earlier connection
+                self._known.learn(transfer=self._uploading.transfer)
+
+    def _look_at_the_clock(self) -> None:
+        if self._leave_at is not None and time.monotonic() > self._leave_at:
+            raise Cancelled("cancelled; the processor did not confirm it", details={"by": "user"})
 
     def _next(self) -> str | bytes:
         while True:
             self._uploading.check()
-            if self._leave_at is not None and time.monotonic() > self._leave_at:
-                raise Cancelled("cancelled; the processor did not confirm it", details={"by": "user"})
+            self._look_at_the_clock()
             try:
                 return self._connection.recv(timeout=1.0)
             except TimeoutError:
@@ -151,6 +214,8 @@ class _Execution:
             return
         message = self._side.receive(received)
         match message:
+            case protocol.Accepted():
+                self.connections += 1
             case protocol.Event():
                 self._on_event(_event_document(message))
             case protocol.Upload():
@@ -159,9 +224,8 @@ class _Execution:
                 self._uploading.uploaded(message)
 
     def _stored(self, upload: protocol.Upload) -> None:
-        self._known.stored.append(
-            Output(self._known.write_prefix + upload.path, upload.digest, upload.size_bytes, upload.mime)
-        )
+        path = self._known.write_prefix + upload.path
+        self._known.stored[path] = Output(path, upload.digest, upload.size_bytes, upload.mime)
 
     def conclude(self) -> Envelope:
         """Receipt and index on success; raises what ended the execution otherwise."""
@@ -175,6 +239,8 @@ class _Execution:
             isolation=", ".join(filter(None, isolation)),
         )
         if completed.error is not None:
+            with suppress(OperationError):  # what ended the execution is told, whatever the store says
+                self._learn_outputs(completed.outputs)
             error = from_words(completed.error)
             if self.signal == signal.SIGTERM and isinstance(error, Cancelled):
                 error.exit_status = 128 + signal.SIGTERM
@@ -184,25 +250,25 @@ class _Execution:
             self._known.execution_id,
             self._known.ref,
             self._known.meta,
-            outputs=tuple(self._known.stored),
+            outputs=tuple(self._known.stored.values()),
             index_path=self._known.write_prefix + "outputs.json",
         )
-        self._artifacts.finish(encode(index_document(envelope)), encode(envelope.document()))
+        try:
+            self._artifacts.finish(encode(index_document(envelope)), encode(envelope.document()))
+        except OutputExists:  # another that followed it was first
+            if (receipt := self._artifacts.previous(self._known.execution_id)) is None:
+                raise
+            return decode(receipt)
         return envelope
 
     def _agree(self, listed: list[dict[str, Any]]) -> None:
-        """Hold the processor's list against what is stored.
-
-        An execution that ended before, for a controller that was killed, comes back with its list alone: its
-        outputs were stored then, and are read to be sure.
-        """
-        have = {output.path: output for output in self._known.stored}
+        """Hold the processor's list against what is stored. Raises UploadFailed."""
+        self._learn_outputs(listed)
+        have = dict(self._known.stored)
         for output in listed:
             path = self._known.write_prefix + output["path"]
             found = have.pop(path, None)
-            if found is None and self._artifacts.holds(output["path"], output["digest"], output["size_bytes"]):
-                self._known.stored.append(Output(path, output["digest"], output["size_bytes"], output["mime"]))
-            elif found is None or found.digest != output["digest"]:
+            if found is None or found.digest != output["digest"]:
                 raise UploadFailed(
                     f"{path} is not stored as the processor says",
                     hint="run it again under another --execution-id, or without one",
@@ -210,6 +276,15 @@ class _Execution:
                 )
         if have:
             raise UploadFailed(f"{min(have)} is stored, and not in the processor's list", details={"path": min(have)})
+
+    def _learn_outputs(self, listed: list[dict[str, Any]]) -> None:
+        """Those that another controller stored, of the same execution: each is read to be sure."""
+        for output in listed:
+            path = self._known.write_prefix + output["path"]
+            if path in self._known.stored:
+                continue
+            if self._artifacts.holds(output["path"], output["digest"], output["size_bytes"]):
+                self._known.stored[path] = Output(path, output["digest"], output["size_bytes"], output["mime"])
 
 
 def _event_document(event: protocol.Event) -> dict[str, Any]:
@@ -229,25 +304,3 @@ def _send_quietly(connection: "ClientConnection", text: str) -> None:
         connection.send(text)
     except ConnectionClosed:
         return  # it ended by itself
-
-
-@contextmanager
-def _cancelling(execution: _Execution) -> Iterator[None]:
-    """The first SIGINT or SIGTERM goes to the execution; the second does what it did before."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-        execution.interrupt(number)
-
-    for number in previous:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

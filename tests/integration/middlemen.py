@@ -33,6 +33,8 @@ class Line:
     _upward: bool = True
     _allowance: int = 0
     _connections: int = 0
+    _marks: list[tuple[bytes, bool]] = field(default_factory=list)
+    _passed: bytes = b""
     _sockets: list[socket.socket] = field(default_factory=list)
 
     def fault(self, kind: str, *, after_bytes: int = 0, upward: bool = True, connections: int = 1_000_000) -> None:
@@ -41,6 +43,17 @@ class Line:
         Further connections fare alike, at once, until so many `connections` have; then the line is whole again.
         """
         self._fault, self._upward, self._allowance, self._connections = kind, upward, after_bytes, connections
+
+    def cut_before(self, *marks: bytes, upward: bool = False) -> None:
+        """Cut the connection before the first of these comes by, the next one before the second, and so on.
+
+        More calls add to them.
+        """
+        self._marks += [(mark, upward) for mark in marks]
+
+    @property
+    def cuts_to_come(self) -> list[bytes]:
+        return [mark for mark, _ in self._marks]
 
     def repair(self) -> None:
         self._fault = ""
@@ -64,11 +77,26 @@ class Line:
                 end.shutdown(socket.SHUT_RDWR)
 
     def _passing(self, piece: bytes, *, upward: bool) -> bytes:
+        if self._marks and self._marks[0][1] == upward:
+            return self._unmarked(piece)
         if not self._fault or upward != self._upward:
             return piece
         passing = piece[: self._allowance]
         self._allowance -= len(passing)
         return passing
+
+    def _unmarked(self, piece: bytes) -> bytes:
+        """What comes before the mark; a part of the mark may have passed in the piece before."""
+        mark, seen = self._marks[0][0], self._passed + piece
+        at = seen.find(mark)
+        if at < 0:
+            self._passed = seen[len(seen) - len(mark) + 1 :]
+            return piece
+        before = max(0, at - len(self._passed))
+        self._passed = b""
+        self._marks.pop(0)
+        self._fault, self._connections = "cut", 1
+        return piece[:before]
 
     def _strike(self, source: socket.socket, target: socket.socket, kind: str) -> None:
         if self._connections <= 0:

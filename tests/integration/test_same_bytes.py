@@ -56,7 +56,7 @@ class Place:
             request, self.door, known=known, artifacts=place, identify=lambda hello: None, on_event=lambda event: None
         )
         found = {}
-        for output in known.stored:
+        for output in known.stored.values():
             name = output.path.removeprefix(known.write_prefix)
             with place.open(name) as file:
                 found[name] = file.read()
