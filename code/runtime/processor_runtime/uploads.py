@@ -121,6 +121,7 @@ class Uploads:
             task.cancel()
         self._waiting.extendleft(reversed(self._tasks.values()))
         self._tasks.clear()
+        self._under_way.clear()  # what is said of them from here on is late
         self._next()
 
     def release(self) -> None:
@@ -133,6 +134,7 @@ class Uploads:
         self._waiting.clear()
         for task in self._tasks:
             task.cancel()
+        self._under_way.clear()
 
     def receive(self, message: Grant | Credit | Stored | Refused) -> None:
         """What the controller says of one upload. Raises ProtocolError."""
