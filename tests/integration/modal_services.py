@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -81,6 +82,18 @@ class ModalService:
                 return
             assert time.monotonic() < deadline, f"{found}, not {wanted}"
             time.sleep(0.05)
+
+    def wait_for_cut(self) -> None:
+        """Until a fault `cut_at` or `cut_after` has struck and nobody listens any more."""
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                socket.create_connection((host, int(port)), timeout=5).close()
+            except ConnectionRefusedError:
+                return
+            assert time.monotonic() < deadline, "nothing was cut"
+            time.sleep(0.02)
 
     def kill(self) -> None:
         """End it as a crash would, and with it its memory."""

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -448,20 +447,23 @@ def test_a_deployment_that_is_cut_half_way_changes_nothing(
     deploy(images[0])
     service.faults(cut_at="AppPublish")
 
-    with pytest.raises(TimeoutError):
-        asyncio.run(asyncio.wait_for(_deploy(images[1]), 3))
+    asyncio.run(_cut(service, images[1]))
     service.faults(unreachable=False, cut_at="")
 
     assert modal.App.lookup("echo", environment_name="dev").info(refresh=True).lifecycle.version == 1
     assert ask("/facts", proxy_headers)["environment"]["VERSION"] == "1"
 
 
-async def _deploy(image: str) -> None:
+async def _cut(service: ModalService, image: str) -> None:
+    """Deploy until the connection breaks, and give up."""
     made = modal.App("echo")
-    made.server(image=modal.Image.from_registry(image), name=NAME, env={"PORT": "8000"}, include_source=False)(
-        _DirectServerCls
-    )
-    await made.deploy.aio(environment_name="dev")
+    source = modal.Image.from_registry(image)
+    made.server(image=source, name=NAME, env={"PORT": "8000"}, include_source=False)(_DirectServerCls)
+    deploying = asyncio.create_task(made.deploy.aio(environment_name="dev"))
+    await asyncio.to_thread(service.wait_for_cut)
+    deploying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await deploying
 
 
 def test_a_deployment_may_have_happened_though_its_answer_was_lost(
@@ -470,11 +472,23 @@ def test_a_deployment_may_have_happened_though_its_answer_was_lost(
     deploy(images[0])
     service.faults(cut_after="AppPublish")
 
-    with pytest.raises(TimeoutError):
-        asyncio.run(asyncio.wait_for(_deploy(images[1]), 3))
+    asyncio.run(_cut(service, images[1]))
     service.faults(unreachable=False, cut_after="")
 
     assert modal.App.lookup("echo", environment_name="dev").info(refresh=True).lifecycle.version == 2
+
+
+def test_a_call_that_is_sent_again_is_done_once(service: ModalService, images: tuple[str, str]) -> None:
+    service.faults(cut_after="AppPublish")
+    deploying = threading.Thread(target=deploy, args=(images[0],))
+
+    deploying.start()
+    service.wait_for_cut()
+    service.faults(unreachable=False, cut_after="")
+    deploying.join(PATIENCE_S)
+
+    assert service.calls().count("AppPublish") == 2
+    assert modal.App.lookup("echo", environment_name="dev").info(refresh=True).lifecycle.version == 1
 
 
 def test_an_unreachable_service_can_be_reached_again_and_its_urls_all_the_time(
@@ -482,12 +496,10 @@ def test_an_unreachable_service_can_be_reached_again_and_its_urls_all_the_time(
 ) -> None:
     deploy(images[0])
     address = url()
-    host, _, port = service.url.rpartition("/")[2].partition(":")
 
     service.faults(unreachable=True)
 
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((host, int(port)), timeout=5)
+    service.wait_for_cut()
     assert ask("/facts", proxy_headers, base=address)["environment"]["VERSION"] == "1"
     service.faults(unreachable=False)
     assert modal.App.lookup("echo", environment_name="dev").app_id
@@ -568,7 +580,7 @@ def test_faults_of_single_calls(service: ModalService, images: tuple[str, str]) 
     service.faults(unavailable="", slow_s=0.5, slow="AppGetTags")
     began = time.monotonic()
     modal.App.lookup("echo", environment_name="dev").get_tags()
-    assert 0.5 <= time.monotonic() - began < 3
+    assert time.monotonic() - began >= 0.5
 
 
 def test_each_kind_of_evidence_is_falsified_and_removed_alone(

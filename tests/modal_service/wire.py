@@ -5,13 +5,16 @@ import fnmatch
 import hmac
 import inspect
 import re
-from collections.abc import Callable, Mapping
+import uuid
+import weakref
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
 import grpclib.server
 from google.protobuf.empty_pb2 import Empty
 from grpclib import GRPCError, Status
+from grpclib.protocol import H2Protocol
 from modal_proto.api_grpc import ModalClientBase
 
 from tests.modal_service.faults import Faults
@@ -29,7 +32,8 @@ class Wire:
 
     def __init__(self, parts: list[object], faults: Faults) -> None:
         self._parts, self._faults = parts, faults
-        self._server: grpclib.server.Server | None = None
+        self._server: _Server | None = None
+        self._done: dict[str, Any] = {}
         self.port = 0
         self.calls: list[str] = []
         """The name of each RPC so far."""
@@ -40,16 +44,15 @@ class Wire:
 
     async def listen(self) -> None:
         if self._server is None:
-            self._server = grpclib.server.Server([self])
+            self._server = _Server([self])
             await self._server.start("127.0.0.1", self.port, reuse_address=True)
-            sockets = self._server._server.sockets  # type: ignore[union-attr]
-            self.port = sockets[0].getsockname()[1]
+            self.port = self._server.port
 
     async def drop(self) -> None:
-        """Stop listening, and end all connections."""
+        """Stop listening, and break all connections."""
         server, self._server = self._server, None
         if server:
-            server.close()
+            server.abort()
             await server.wait_closed()
 
     async def _answer(self, name: str, stream: grpclib.server.Stream[Any, Any]) -> None:
@@ -59,16 +62,24 @@ class Wire:
         if fnmatch.fnmatch(name, self._faults.cut_at):
             await self._cut()
         handler = self._handler(name)
-        request = await stream.recv_message()
-        answer = handler(request, caller)
+        answer = handler(await stream.recv_message(), caller)
         if inspect.isasyncgen(answer):
             async for message in answer:
                 await stream.send_message(message)
             return
-        message = await answer
+        await self._once(name, caller, answer, stream)
+
+    async def _once(
+        self, name: str, caller: Caller, answer: Coroutine[Any, Any, Any], stream: grpclib.server.Stream[Any, Any]
+    ) -> None:
+        """A call that is sent again, with the key it had, is answered again and not done again."""
+        if caller.key in self._done:
+            answer.close()
+        else:
+            self._done[caller.key] = await answer or Empty()
         if fnmatch.fnmatch(name, self._faults.cut_after):
             await self._cut()
-        await stream.send_message(Empty() if message is None else message)
+        await stream.send_message(self._done[caller.key])
 
     async def _cut(self) -> None:
         self._faults.unreachable = True
@@ -82,6 +93,31 @@ class Wire:
             if handler := getattr(part, method, None):
                 return handler
         raise GRPCError(Status.UNIMPLEMENTED, f"{name} is not part of this peer")
+
+
+class _Server(grpclib.server.Server):
+    """One that can break its connections: `close` alone leaves them open, and who waits for an answer waiting."""
+
+    def __init__(self, handlers: list[Any]) -> None:
+        super().__init__(handlers)
+        self._protocols: weakref.WeakSet[H2Protocol] = weakref.WeakSet()
+
+    def _protocol_factory(self) -> H2Protocol:
+        protocol = super()._protocol_factory()
+        self._protocols.add(protocol)
+        return protocol
+
+    @property
+    def port(self) -> int:
+        assert isinstance(self._server, asyncio.Server)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    def abort(self) -> None:
+        self.close()
+        for protocol in self._protocols:
+            if not protocol.connection.is_closing():
+                protocol.connection._transport.abort()
 
 
 class _Answers:
@@ -98,6 +134,7 @@ def _caller(stream: grpclib.server.Stream[Any, Any]) -> Caller:
     """Refused with UNAUTHENTICATED."""
     metadata: Mapping[str, object] = stream.metadata or {}
     sent = [str(metadata.get(f"x-modal-{name}", "")) for name in ("client-version", "token-id", "token-secret")]
+    sent.append(str(metadata.get("x-idempotency-key", uuid.uuid4())))
     caller = Caller(*sent)
     right_id = hmac.compare_digest(caller.token_id, TOKEN_ID)
     if not (hmac.compare_digest(caller.token_secret, TOKEN_SECRET) and right_id):

@@ -33,6 +33,8 @@ class Caller:
     client_version: str
     token_id: str
     token_secret: str
+    key: str
+    """The call's own; the same when it is sent again."""
 
 
 @dataclass(frozen=True)
