@@ -221,11 +221,14 @@ class Bucket:
 
 
 @contextmanager
-def bucket_server(folder: Path, *, data: Path | None = None) -> Iterator[BucketServer]:
+def bucket_server(
+    folder: Path, *, data: Path | None = None, kind: type[BucketServer] = BucketServer, owner: Login | None = None
+) -> Iterator[BucketServer]:
     """A server of its own in the empty folder `folder`; `data` puts its data elsewhere, say on a small disk."""
     data = data or folder / "data"
     data.mkdir(exist_ok=True)
-    server = BucketServer(folder, data, _free_ports([*_PARTS, *(f"{part} grpc" for part in _PARTS)]))
+    ports = _free_ports([*_PARTS, *(f"{part} grpc" for part in _PARTS)])
+    server = kind(folder, data, ports, owner or Login())
     try:
         server.start()
         yield server
