@@ -70,6 +70,25 @@ class Settings:
         """Where local state lives."""
         return self.root / "code" / ".theory"
 
+    @property
+    def git_branch(self) -> str | None:
+        """With `git_user`, what an app on Modal is called after in dev."""
+        return self.environment.get("GIT_BRANCH")
+
+    @property
+    def git_user(self) -> str | None:
+        return self.environment.get("GIT_USER")
+
+    @property
+    def modal_proxy_token(self) -> tuple[str | None, str | None]:
+        """Id and secret of what opens the URLs of deployments."""
+        return self.environment.get("MODAL_PROXY_TOKEN_ID"), self.environment.get("MODAL_PROXY_TOKEN_SECRET")
+
+    @property
+    def run_token(self) -> str | None:
+        """What a deployment asks for besides; on this machine each start makes its own."""
+        return self.environment.get("THEORY_RUN_TOKEN")
+
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None, caller: Path | None = None) -> Self:
         """Settings from `environ` (default: the process's). An empty variable counts as absent.

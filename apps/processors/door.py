@@ -79,9 +79,13 @@ def opened(door: Door) -> Iterator["ClientConnection"]:
 
 
 def _refused(status: int, door: Door) -> OperationError:
+    """`details.status` has it as a number."""
+    details = {"status": status}
     if status == 401:
-        return Unauthorized("the processor refused the run token", hint="start it again: localctl start")
+        return Unauthorized(
+            "the processor refused the run token", hint="start it again: localctl start", details=details
+        )
     if status == 429:
-        return Busy("the processor takes no more connections now", hint="try again")
+        return Busy("the processor takes no more connections now", hint="try again", details=details)
     kind = Asleep if status == 503 else ConnectionFailed
-    return kind(f"the processor answered HTTP {status} instead of opening a WebSocket", hint=door.hint)
+    return kind(f"the processor answered HTTP {status} instead of opening a WebSocket", hint=door.hint, details=details)

@@ -36,6 +36,18 @@ def is_shallow(folder: Path, *, environment: Mapping[str, str]) -> bool:
     return ask(folder, *IS_SHALLOW, environment=environment).stdout.strip() == "true"
 
 
+def revision(folder: Path, *, environment: Mapping[str, str]) -> str | None:
+    """The commit that is checked out there, `-dirty` after it where files differ; None without git or a commit."""
+    try:
+        head = ask(folder, "rev-parse", "HEAD", environment=environment)
+        changed = ask(folder, "status", "--porcelain", environment=environment)
+    except ConfigurationError:
+        return None
+    if head.status:
+        return None
+    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+
+
 def versions(file: Path, *, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """(commit, text) of each commit that touched `file`, newest first; read one by one, as they are asked for.
 

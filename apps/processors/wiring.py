@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         Progress,
         Rebuilder,
     )
+    from apps.processors.adapters.target import Target
+    from apps.processors.modal_state import ModalState
     from apps.processors.proving import Inventory, ProvenanceSource, Prover
     from apps.processors.spec import ProcessorSpec
 
@@ -122,6 +124,19 @@ def prover(
         progress=progress,
         detail=detail,
     )
+
+
+def target(environment: str) -> "Target":
+    """The environment of that name on Modal."""
+    from apps.processors.adapters.modal import ModalTarget
+
+    return ModalTarget(environment)
+
+
+def modal_state(settings: Settings) -> "ModalState":
+    from apps.processors.modal_state import ModalState
+
+    return ModalState(settings.state)
 
 
 def storage(settings: Settings) -> StorageBackend:

@@ -97,6 +97,8 @@ def test_commands_import_services_only_when_they_run() -> None:
         "apps.errors",
         "apps.processors.management.commands._arguments",
         "apps.processors.management.commands._base",
+        "apps.processors.management.commands._modal_arguments",
+        "apps.processors.management.commands._running",
     }
 
     found = [

@@ -19,11 +19,20 @@ from typing import Any
 
 from apps.processors.envelope import new_execution_id
 from tests.commands.workshop import Workshop, inputs, until
+from tests.integration.modal_services import running_modal_service
 from tests.integration.registries import registry
 from tests.places import small_disk
 from tests.shell import Outcome
 
 DIGEST = "sha256:" + "ab" * 32
+NO_MODAL = {
+    "MODAL_SERVER_URL": "http://127.0.0.1:1",
+    "MODAL_TOKEN_ID": "ak-a",
+    "MODAL_TOKEN_SECRET": "as-a",
+    "MODAL_CONFIG_PATH": "/nonexistent/modal.toml",
+    "MODAL_DISABLE_API_PROXY": "1",
+}
+"""A login, and nobody to show it to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,7 +371,53 @@ def container_dead(at: Terminal) -> Outcome:
     return at.run(ref)
 
 
+@case(
+    "ERR_NOT_DEPLOYED",
+    "llm/litellm@1 is not deployed in main: there is no app llm-litellm-v1",
+    "modalctl start --ref llm/litellm@1 --env main --oci OCI",
+    docker=True,
+)
+def logs_of_what_was_never_deployed(at: Terminal) -> Outcome:
+    with running_modal_service() as service:
+        return at("modalctl", "logs", "--ref", "llm/litellm@1", "--env", "main", env=service.environment)
+
+
 # 69: an outside system did not answer or broke
+
+
+@case(
+    "ERR_MODAL",
+    r"Modal can't be reached: 127\.0\.0\.1:1: .*Connection refused",
+    "look at the network, and at MODAL_SERVER_URL if set",
+)
+def modal_out_of_reach(at: Terminal) -> Outcome:
+    return at("modalctl", "status", "--ref", "llm/litellm@1", "--env", "main", env=NO_MODAL)
+
+
+@case(
+    "ERR_UNAUTHORIZED",
+    "there is no login for Modal",
+    "modal token new, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET",
+)
+def no_login_for_modal(at: Terminal) -> Outcome:
+    return at("modalctl", "status", "--ref", "llm/litellm@1", "--env", "main", env={**NO_MODAL, "MODAL_TOKEN_ID": ""})
+
+
+@case(
+    "ERR_CONFIG",
+    "GIT_BRANCH and GIT_USER are not set: in dev an app is called after branch and user",
+    "set GIT_BRANCH and GIT_USER, .*",
+    details={"missing": ["GIT_BRANCH", "GIT_USER"]},
+)
+def dev_without_branch_and_user(at: Terminal) -> Outcome:
+    return at("modalctl", "status", "--ref", "llm/litellm@1", "--env", "dev")
+
+
+@case("ERR_USAGE", "Modal runs linux/amd64 alone, not 'arm64'", "leave --platform out, or amd64")
+def another_platform_on_modal(at: Terminal) -> Outcome:
+    oci = f"localhost:5000/org/image@{DIGEST}"
+    words = ("--ref", "llm/litellm@1", "--env", "main", "--oci", oci, "--platform", "arm64")
+    return at("modalctl", "start", *words)
 
 
 @case(

@@ -1,15 +1,22 @@
 """localctl: processors on this machine."""
 
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from apps.processors.management.commands._base import Result, SubcommandCommand
+from apps.processors.management.commands._running import (
+    REF_HELP,
+    add_options,
+    asked,
+    count,
+    event_result,
+    ran_text,
+    seconds,
+    short,
+)
 
 if TYPE_CHECKING:
-    from apps.processors import asking, local
-
-REF_HELP = "processor ref, e.g. llm/litellm@1"
+    from apps.processors import local
 
 
 class Command(SubcommandCommand):
@@ -41,7 +48,7 @@ class Command(SubcommandCommand):
         start.add_argument("--ref", required=True, help=REF_HELP)
         start.add_argument("--platform", metavar="PLATFORM", help="amd64 or arm64 (default: the engine's own)")
         start.add_argument(
-            "--timeout", type=_seconds, default=120.0, metavar="SECONDS", help="to be ready within (default: 120)"
+            "--timeout", type=seconds, default=120.0, metavar="SECONDS", help="to be ready within (default: 120)"
         )
         start.add_argument(
             "--allow-missing-secrets", action="store_true", help="start without them; real runs then end in an error"
@@ -63,18 +70,7 @@ class Command(SubcommandCommand):
                 "{prog} run --ref llm/litellm@1 --inputs-file inputs.json --stream",
             ),
         )
-        run.add_argument("--ref", required=True, help=REF_HELP)
-        run.add_argument("--mode", choices=("mock", "real"), default="mock", help="default: mock")
-        run.add_argument("--write-prefix", metavar="PREFIX", help="/artifacts/…/, knows {execution_id} and {ref_slug}")
-        run.add_argument("--inputs-json", metavar="JSON", help="the inputs, as JSON")
-        run.add_argument("--inputs-file", metavar="PATH", help="a file with the inputs")
-        run.add_argument("--inputs", metavar="-", help="- reads the inputs from stdin")
-        run.add_argument("--stream", action="store_true", help="print events as they come")
-        run.add_argument("--platform", metavar="PLATFORM", help="amd64 or arm64: whose digest must be running")
-        run.add_argument(
-            "--timeout", type=_seconds, metavar="SECONDS", help="end within, queue included (default: registry.yaml's)"
-        )
-        run.add_argument("--execution-id", metavar="ID", help="a UUIDv7; the same id is the same execution")
+        add_options(run, platform_help="amd64 or arm64: whose digest must be running")
 
     def _add_stop(self, subparsers: Any) -> None:
         stop = self.subcommand(
@@ -108,7 +104,7 @@ class Command(SubcommandCommand):
         )
         logs.add_argument("--ref", required=True, help=REF_HELP)
         logs.add_argument("--follow", action="store_true", help="go on until the container ends")
-        logs.add_argument("--tail", type=_count, metavar="N", help="the last N lines")
+        logs.add_argument("--tail", type=count, metavar="N", help="the last N lines")
         logs.add_argument("--since", metavar="T", help="10m, 2h, 1d or an RFC 3339 time")
 
     def start(self, options: dict[str, Any]) -> Result:
@@ -140,34 +136,19 @@ class Command(SubcommandCommand):
         return Result(started.document(), _started_text(started))
 
     def run(self, options: dict[str, Any]) -> Result:
-        from apps.processors import asking, inputs, running, wiring
-        from apps.processors.reference import Platform
+        from apps.processors import running, wiring
         from apps.settings import Settings
 
         ran = running.run(
-            asking.Asked(
-                ref=options["ref"],
-                mode=options["mode"],
-                inputs=lambda settings: inputs.read(
-                    options["inputs_json"],
-                    options["inputs_file"],
-                    options["inputs"],
-                    caller=settings.caller,
-                    stdin=sys.stdin.buffer if sys.stdin else None,
-                ),
-                platform=Platform.parse(options["platform"]) if options["platform"] else None,
-                write_prefix=options["write_prefix"],
-                timeout_s=options["timeout"],
-                execution_id=options["execution_id"],
-            ),
+            asked(options),
             settings_of=Settings.read,
             state_of=wiring.state,
             storage_of=wiring.storage,
             engine_of=wiring.engine,
-            on_event=lambda event: self.emit(_event_result(event)) if options["stream"] else None,
+            on_event=lambda event: self.emit(event_result(event)) if options["stream"] else None,
             warn=self.warn,
         )
-        return Result(ran.envelope, lambda: _ran_text(ran, said=options["stream"]))
+        return Result(ran.envelope, lambda: ran_text(ran, said=options["stream"]))
 
     def stop(self, options: dict[str, Any]) -> Result:
         from apps.processors import containers, registry, wiring
@@ -244,8 +225,8 @@ class Command(SubcommandCommand):
                     row["health"],
                     row["port"] or "-",
                     row["source"],
-                    _short(row["image_digest"]),
-                    f"{row['drift']['of']}: {_short(row['drift']['selected'])} selected" if row["drift"] else "-",
+                    short(row["image_digest"]),
+                    f"{row['drift']['of']}: {short(row['drift']['selected'])} selected" if row["drift"] else "-",
                 )
                 for row in rows
             ],
@@ -253,43 +234,6 @@ class Command(SubcommandCommand):
 
 
 def _started_text(started: "local.Started") -> str:
-    image = f"{started.selection.source} {_short(started.selection.digest)}, {started.selection.platform}"
+    image = f"{started.selection.source} {short(started.selection.digest)}, {started.selection.platform}"
     how = "runs already" if started.reused else "is ready"
     return f"{started.ref} {how} on {started.url} ({started.engine}, {image}) after {started.ready_ms} ms"
-
-
-def _event_result(event: Mapping[str, Any]) -> Result:
-    data = event["data"]
-    if event["event"] == "token":
-        return Result(event, data["text"], ending="")
-    if event["event"] == "log":
-        return Result(event, f"{data['level']}: {data['message']}", stderr=True)
-    return Result(event, "", ending="")
-
-
-def _ran_text(ran: "asking.Ran", *, said: bool) -> str:
-    """What the processor said (unless it was streamed already), then where the outputs are."""
-    lines = [""] if said else [*ran.texts()]
-    return "\n".join((*lines, *(f"{place}  {output['size_bytes']} bytes" for output, place in ran.places())))
-
-
-def _short(digest: str | None) -> str:
-    return (digest or "-")[:19]
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < 10**9:
-        raise ValueError
-    return seconds
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 0:
-        raise ValueError
-    return min(count, 10**9)  # more lines than any log has
-
-
-_seconds.__name__ = "number of seconds"  # argparse puts it into its message
-_count.__name__ = "count"

@@ -1,0 +1,403 @@
+"""modalctl against a peer of Modal that really runs what is deployed: the whole loop, secrets, logs, the door."""
+
+import json
+import os
+import stat
+import time
+
+import pytest
+
+from tests.commands.workshop import until
+from tests.integration.modal_services import ModalService
+from tests.integration.modal_shop import DEV, KEY, ModalShop, digest, status_of
+
+pytestmark = pytest.mark.docker
+
+
+def test_start_deploys_a_digest_and_returns_when_it_answers(modal_shop: ModalShop, modal_service: ModalService) -> None:
+    image = modal_shop.images[0]
+
+    done = modal_shop.start(image)
+
+    document = done.document
+    assert {key: document[key] for key in ("status", "ref", "env", "app", "oci", "version", "previous")} == {
+        "status": "success",
+        "ref": modal_shop.ref,
+        "env": "dev",
+        "app": modal_shop.app,
+        "oci": image,
+        "version": 1,
+        "previous": None,
+    }
+    assert [each["digest"] for each in modal_service.containers()] == [digest(image)]
+    assert "has no pin for linux/amd64" in done.stderr
+    assert modal_shop.said() == "the first example"
+
+
+def test_nothing_but_the_contracts_variables_gets_into_a_container(modal_shop: ModalShop) -> None:
+    modal_shop.started(modal_shop.images[0])
+
+    found = json.loads(modal_shop.said("--mode", "mock", do="environment"))
+
+    ours = {name for name in found if name.startswith("THEORY_") or name in ("PORT", "GIT_BRANCH", "TEST_KEY")}
+    assert ours == {
+        "PORT",
+        "THEORY_BIND",
+        "THEORY_IMAGE_DIGEST",
+        "THEORY_SCRATCH",
+        "THEORY_SECRETS_OF",
+        "THEORY_SOURCE",
+        "THEORY_SPEC",
+    }
+
+
+def test_a_second_start_serves_the_new_digest_and_a_rollback_the_old_one(modal_shop: ModalShop) -> None:
+    first, second = modal_shop.images
+    modal_shop.started(first)
+
+    again = modal_shop.started(second)
+    rolled = modal_shop.ctl("rollback")
+
+    assert (again["version"], again["previous"]) == (2, digest(first))
+    assert rolled.status == 0, rolled
+    assert (rolled.document["digest"], rolled.document["rollback_of"], rolled.document["version"]) == (
+        digest(first),
+        1,
+        3,
+    )
+    assert {piece["state"] for piece in rolled.document["evidence"].values()} == {"agrees"}
+    rows = modal_shop.ctl("history").document["deployments"]
+    assert [(row["version"], row["digest"], row["live"], row["rollback_of"]) for row in rows] == [
+        (3, digest(first), True, 1),
+        (2, digest(second), False, None),
+        (1, digest(first), False, None),
+    ]
+    assert rows[0]["deployed_by"]
+    assert modal_shop.said() == "the first example"
+
+
+@pytest.mark.parametrize("to", ["1", "v1", "digest"])
+def test_a_rollback_is_to_a_version_or_a_digest(modal_shop: ModalShop, to: str) -> None:
+    first, second = modal_shop.images
+    modal_shop.started(first)
+    modal_shop.started(second)
+
+    done = modal_shop.ctl("rollback", "--to", digest(first) if to == "digest" else to)
+
+    assert done.status == 0, done
+    assert modal_shop.ctl("status").document["digest"] == digest(first)
+    assert modal_shop.ctl("verify-digest", "--oci", first).document["match"] is True
+
+
+def test_a_rollback_to_what_never_was_says_so(modal_shop: ModalShop) -> None:
+    modal_shop.started(modal_shop.images[0])
+
+    alone, absent = modal_shop.ctl("rollback"), modal_shop.ctl("rollback", "--to", "7")
+
+    assert (alone.status, absent.status) == (66, 66)
+    assert alone.document["error"]["message"] == (
+        f"the history of {modal_shop.app} has no earlier deployment of another digest"
+    )
+    assert absent.document["error"]["message"] == f"the history of {modal_shop.app} has no deployment 7"
+
+
+def test_the_same_ref_is_another_app_in_each_environment(modal_shop: ModalShop, modal_service: ModalService) -> None:
+    image = modal_shop.images[0]
+
+    staging = modal_shop.ctl("start", "--env", "staging", "--oci", image)
+    main = modal_shop.ctl("start", "--env", "main", "--oci", image)
+    dev = modal_shop.started(image)
+
+    name = f"test-{modal_shop.name}-v1"
+    assert [(each["name"], each["environment"]) for each in modal_service.apps()] == [
+        (name, "staging"),
+        (name, "main"),
+        (modal_shop.app, "dev"),
+    ]
+    assert len({staging.document["url"], main.document["url"], dev["url"]}) == 3
+    assert modal_shop.ctl("run", "--env", "main").status == 0
+
+
+# secrets
+
+
+def test_without_synced_secrets_a_real_run_ends_in_a_missing_secret(modal_shop: ModalShop) -> None:
+    modal_shop.started(modal_shop.images[0])
+
+    done = modal_shop.run("--mode", "real", text="a")
+
+    assert done.status == 77
+    assert done.document["error"]["code"] == "ERR_MISSING_SECRET"
+    assert modal_shop.said(text="mock needs none") == "mock needs none"
+
+
+def test_synced_secrets_reach_containers_that_run_and_new_ones(
+    modal_shop: ModalShop, modal_service: ModalService
+) -> None:
+    modal_shop.started(modal_shop.images[0])
+
+    synced = modal_shop.ctl("sync-secrets", env={"TEST_KEY": KEY})
+    old = json.loads(modal_shop.said("--mode", "real", do="environment"))["TEST_KEY"]
+    modal_service.scale_to_zero()
+    new = json.loads(modal_shop.said("--mode", "real", do="environment"))["TEST_KEY"]
+
+    assert synced.document["synced"] == ["TEST_KEY"]
+    assert synced.document["missing"] == []
+    assert synced.document["rollover"] == "done"
+    assert (old, new) == (KEY, KEY)
+    assert KEY not in synced.stdout + synced.stderr
+    assert KEY not in "".join(path.read_text() for path in modal_shop.state.glob("*.json"))
+
+
+def test_a_dry_sync_names_what_it_would_do_and_does_nothing(modal_shop: ModalShop, modal_service: ModalService) -> None:
+    modal_shop.started(modal_shop.images[0])
+    modal_shop.ctl("sync-secrets", env={"TEST_KEY": KEY})
+    before = modal_service.calls()
+
+    done = modal_shop.ctl("sync-secrets", "--dry-run", env={"TEST_KEY": "another-value", "OTHER_KEY": "more"})
+    left = modal_shop.ctl("sync-secrets", "--dry-run")
+
+    names = ("synced", "created", "updated", "left", "missing")
+    assert [done.document[name] for name in names] == [[], ["OTHER_KEY"], ["TEST_KEY"], [], []]
+    assert [left.document[name] for name in names] == [[], [], [], ["TEST_KEY"], ["TEST_KEY"]]
+    assert set(modal_service.calls()[len(before) :]).isdisjoint({"SecretUpdate", "AppRollover"})
+
+
+def test_fail_on_missing_writes_nothing_at_all(modal_shop: ModalShop, modal_service: ModalService) -> None:
+    modal_shop.started(modal_shop.images[0])
+
+    done = modal_shop.ctl("sync-secrets", "--fail-on-missing", env={"OTHER_KEY": "more"})
+
+    assert (done.status, done.document["error"]["details"]) == (77, {"missing": ["TEST_KEY"]})
+    assert "SecretUpdate" not in modal_service.calls()
+
+
+def test_prune_removes_what_the_registry_no_longer_names(modal_shop: ModalShop) -> None:
+    modal_shop.started(modal_shop.images[0])
+    modal_shop.ctl("sync-secrets", env={"TEST_KEY": KEY, "OTHER_KEY": "more"})
+    modal_shop.change(secrets={"required": ["TEST_KEY"]})
+
+    kept = modal_shop.ctl("sync-secrets", env={"TEST_KEY": KEY})
+    pruned = modal_shop.ctl("sync-secrets", "--prune", env={"TEST_KEY": KEY})
+    again = modal_shop.ctl("sync-secrets", "--prune", "--dry-run")
+
+    assert (kept.document["pruned"], pruned.document["pruned"], again.document["pruned"]) == ([], ["OTHER_KEY"], [])
+    assert again.document["left"] == ["TEST_KEY"]
+
+
+# the door
+
+
+def test_nobody_gets_in_without_the_proxy_credentials(modal_shop: ModalShop) -> None:
+    url = modal_shop.started(modal_shop.images[0], env={"THEORY_RUN_TOKEN": "the-run-token"})["url"]
+    proxy = modal_shop.tokens()["proxy"]
+
+    outcomes = [
+        modal_shop.run(env={"THEORY_RUN_TOKEN": "the-run-token"}),
+        modal_shop.run(),
+        modal_shop.run(env={"THEORY_RUN_TOKEN": "another"}),
+        modal_shop.run(env={"MODAL_PROXY_TOKEN_ID": proxy["id"], "MODAL_PROXY_TOKEN_SECRET": "wrong"}),
+    ]
+
+    assert [done.status for done in outcomes] == [0, 77, 77, 77]
+    assert {done.document["error"]["code"] for done in outcomes[1:]} == {"ERR_UNAUTHORIZED"}
+    for name in ("MODAL_PROXY_TOKEN_ID", "MODAL_PROXY_TOKEN_SECRET", "THEORY_RUN_TOKEN"):
+        assert name in outcomes[1].document["error"]["hint"]
+    wrong = {"Modal-Key": proxy["id"], "Modal-Secret": "wrong"}
+    assert (status_of(f"{url}/run", {}), status_of(f"{url}/healthz", wrong)) == (401, 401)
+    told = "".join(done.stdout + done.stderr for done in outcomes) + modal_shop.ctl("logs").stdout
+    assert [secret for secret in (proxy["secret"], "the-run-token") if secret in told] == []
+
+
+def test_credentials_that_start_makes_are_kept_for_their_owner_alone(modal_shop: ModalShop) -> None:
+    modal_shop.started(modal_shop.images[0])
+    file = modal_shop.state / "modal_tokens.json"
+    first = modal_shop.tokens()["proxy"]
+
+    modal_shop.started(modal_shop.images[1])
+
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert modal_shop.tokens()["proxy"] == first
+
+
+def test_refused_credentials_stop_a_start_before_it_deploys(modal_shop: ModalShop, modal_service: ModalService) -> None:
+    done = modal_shop.start(
+        modal_shop.images[0], env={"MODAL_PROXY_TOKEN_ID": "wk-unknown", "MODAL_PROXY_TOKEN_SECRET": "ws-unknown"}
+    )
+
+    assert (done.status, done.document["error"]["code"]) == (77, "ERR_UNAUTHORIZED")
+    assert "MODAL_PROXY_TOKEN_ID" in done.document["error"]["hint"]
+    assert modal_service.apps() == []
+
+
+def test_no_login_and_no_environment_are_told_as_what_they_are(modal_shop: ModalShop) -> None:
+    none = modal_shop.start(modal_shop.images[0], env={"MODAL_TOKEN_ID": "", "MODAL_TOKEN_SECRET": ""})
+    refused = modal_shop.start(modal_shop.images[0], env={"MODAL_TOKEN_SECRET": "as-wrong"})
+
+    assert [(each.status, each.document["error"]["code"]) for each in (none, refused)] == [(77, "ERR_UNAUTHORIZED")] * 2
+    assert {each.document["error"]["hint"] for each in (none, refused)} == {
+        "modal token new, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
+    }
+
+
+# running
+
+
+def test_a_run_wakes_a_deployment_that_was_scaled_to_zero(modal_shop: ModalShop, modal_service: ModalService) -> None:
+    modal_shop.started(modal_shop.images[0])
+    modal_service.scale_to_zero()
+    modal_service.faults(cold_s=3.0)
+
+    done = modal_shop.run(text="awake")
+
+    assert done.status == 0, done
+    assert modal_shop.output(done.document) == "awake"
+
+
+def test_more_than_a_deployment_takes_is_busy(modal_shop: ModalShop, modal_service: ModalService) -> None:
+    modal_shop.started(modal_shop.images[0])
+    modal_service.faults(busy=True)
+
+    done = modal_shop.run()
+
+    assert (done.status, done.document["error"]["code"]) == (75, "ERR_BUSY")
+
+
+def test_an_image_that_is_not_the_pin_is_neither_deployed_nor_run(modal_shop: ModalShop) -> None:
+    first, second = modal_shop.images
+    modal_shop.pin(first)
+
+    refused = modal_shop.start(second)
+    modal_shop.started(first)
+    modal_shop.pin(second)
+    drifted = modal_shop.run()
+    forced = modal_shop.start(first, "--allow-drift")
+    chosen = modal_shop.run()
+
+    assert (refused.status, drifted.status, forced.status, chosen.status) == (3, 3, 0, 0)
+    details = {"of": "image", "running": digest(second), "selected": digest(first)}
+    assert refused.document["error"]["details"] == details
+    assert drifted.document["error"]["details"] == {"of": "image", "running": digest(first), "selected": digest(second)}
+    assert "was chosen when it was deployed" in chosen.stderr
+
+
+def test_a_changed_spec_is_drift(modal_shop: ModalShop) -> None:
+    modal_shop.started(modal_shop.images[0])
+    modal_shop.change(outputs=[{"path": "text/*", "mime": "text/plain"}])
+
+    done = modal_shop.run()
+
+    assert (done.status, done.document["error"]["details"]["of"]) == (3, "spec")
+
+
+def test_one_digest_gives_the_same_here_and_there(modal_shop: ModalShop) -> None:
+    image = modal_shop.images[0]
+    modal_shop.pin(image)
+    modal_shop.started(image)
+    start = modal_shop.shell("localctl", "start", "--ref", modal_shop.ref, "--source", "pin", "--allow-missing-secrets")
+    assert start.status == 0, start
+    try:
+        here = modal_shop.shell("localctl", "run", "--ref", modal_shop.ref, "--json").document
+    finally:
+        modal_shop.shell("localctl", "stop", "--ref", modal_shop.ref)
+    there = modal_shop.run().document
+
+    assert modal_shop.output(here) == modal_shop.output(there)
+    assert [each["digest"] for each in here["outputs"]] == [each["digest"] for each in there["outputs"]]
+    assert list(here) == list(there)
+    assert list(here["meta"]) == list(there["meta"])
+    differ = {key for key in here["meta"] if here["meta"][key] != there["meta"][key]}
+    assert differ <= {"adapter", "engine", "started_at", "duration_ms"}
+    assert (there["meta"]["adapter"], there["meta"]["engine"]) == ("modal", "modal")
+
+
+# state, logs, stop
+
+
+def test_what_is_not_deployed_is_absent_then_deployed_then_stopped(modal_shop: ModalShop) -> None:
+    states = [modal_shop.ctl("status", env=DEV).document["state"]]
+    never = modal_shop.ctl("stop", env=DEV).document["stopped"]
+    modal_shop.started(modal_shop.images[0])
+    states.append(modal_shop.ctl("status").document["state"])
+    stops = [modal_shop.ctl("stop").document["stopped"] for _ in range(2)]
+    after = modal_shop.ctl("status").document
+
+    assert states == ["absent", "deployed"]
+    assert (never, stops) == (False, [True, False])
+    assert (after["state"], after["url"]) == ("stopped", None)
+
+
+@pytest.mark.parametrize("subcommand", ["run", "logs", "sync-secrets", "rollback", "history"])
+def test_what_needs_a_deployment_says_that_there_is_none(modal_shop: ModalShop, subcommand: str) -> None:
+    proxy = {"MODAL_PROXY_TOKEN_ID": "wk-a", "MODAL_PROXY_TOKEN_SECRET": "ws-a"}
+
+    done = modal_shop.ctl(subcommand, env={**DEV, **proxy})
+
+    assert (done.status, done.document["error"]["code"]) == (66, "ERR_NOT_DEPLOYED")
+    assert done.document["error"]["hint"] == f"modalctl start --ref {modal_shop.ref} --env dev --oci OCI"
+
+
+def test_logs_are_lines_with_time_and_stream(modal_shop: ModalShop) -> None:
+    modal_shop.started(modal_shop.images[0])
+    modal_shop.run(do="speak", text="loudly")
+    until(lambda: "loudly" in modal_shop.ctl("logs").stdout, "line")
+
+    lines = modal_shop.ctl("logs").documents
+    last = modal_shop.ctl("logs", "--tail", "1").documents
+    none = modal_shop.ctl("logs", "--tail", "0")
+    recent = modal_shop.ctl("logs", "--since", "10m").documents
+
+    spoken = {(each["stream"], each["line"]) for each in lines if "loudly" in each["line"]}
+    assert any(stream == "stdout" for stream, _ in spoken), spoken
+    assert [each["ts"] for each in lines] == sorted(each["ts"] for each in lines)
+    assert (last, none.stdout) == (lines[-1:], "")
+    assert recent == lines
+
+
+@pytest.mark.parametrize("backlog", [False, True])
+@pytest.mark.parametrize("breaks", [False, True])
+def test_followed_logs_lose_and_repeat_no_line_over_lost_connections(
+    modal_shop: ModalShop, modal_service: ModalService, backlog: bool, breaks: bool
+) -> None:
+    modal_shop.started(modal_shop.images[0])
+    modal_service.faults(log_stream_s=0.7, log_stream_breaks=breaks, log_backlog=backlog)
+    modal_shop.run(do="speak", text="before")
+    follower = modal_shop.shell.spawn(
+        "modalctl", "logs", "--ref", modal_shop.ref, "--env", "dev", "--follow", "--json", "-q"
+    )
+    time.sleep(2)
+
+    for number in range(5):
+        modal_shop.run(do="speak", text=f"number {number}")
+    time.sleep(2.5)
+    modal_shop.ctl("stop")
+    stdout, stderr = follower.communicate(timeout=60)
+
+    assert follower.returncode == 0, stderr
+    said = [json.loads(line)["line"] for line in stdout.splitlines() if "to stdout" in line]
+    assert [line.rpartition("to stdout: ")[2] for line in said] == ["before", *(f"number {each}" for each in range(5))]
+
+
+def test_ctrl_c_ends_following_at_once(modal_shop: ModalShop) -> None:
+    import signal
+
+    modal_shop.started(modal_shop.images[0])
+    follower = modal_shop.shell.spawn("modalctl", "logs", "--ref", modal_shop.ref, "--env", "dev", "--follow", "--json")
+    assert follower.stdout
+    follower.stdout.readline()
+
+    began = time.monotonic()
+    follower.send_signal(signal.SIGINT)
+    _, stderr = follower.communicate(timeout=30)
+
+    assert (follower.returncode, time.monotonic() - began < 5) == (130, True)
+    assert "Traceback" not in stderr
+
+
+def test_without_the_record_dev_needs_both_variables(modal_shop: ModalShop) -> None:
+    os.makedirs(modal_shop.state, exist_ok=True)
+
+    done = modal_shop.ctl("status", env={"GIT_USER": "veyorokon"})
+
+    assert (done.status, done.document["error"]["code"]) == (78, "ERR_CONFIG")
+    assert done.document["error"]["details"] == {"missing": ["GIT_BRANCH"]}
