@@ -583,6 +583,48 @@ def test_faults_of_single_calls(service: ModalService, images: tuple[str, str]) 
     assert time.monotonic() - began >= 0.5
 
 
+def test_as_many_containers_serve_as_a_fault_wants(
+    service: ModalService, images: tuple[str, str], proxy_headers: dict[str, str]
+) -> None:
+    service.faults(replicas=2)
+    deploy(images[0])
+    ask("/facts", proxy_headers)
+
+    service.wait_for([digest(images[0])] * 2)
+
+    service.faults(busy=True)
+    assert status(proxy_headers) == 429
+
+
+def test_a_stream_of_logs_may_begin_with_what_there_is(
+    service: ModalService, images: tuple[str, str], proxy_headers: dict[str, str]
+) -> None:
+    made = deploy(images[0])
+    ask("/facts", proxy_headers)
+    service.faults(log_backlog=True)
+
+    streamed = [entry.message for entry in made.logs.stream(timeout=1)]
+
+    assert sorted(streamed) == ["a warning\n", "listening\n"]
+
+
+def test_a_server_that_a_deployment_drops_runs_no_longer(
+    service: ModalService, images: tuple[str, str], proxy_headers: dict[str, str]
+) -> None:
+    deploy(images[0], min_containers=1)
+    service.wait_for([digest(images[0])])
+    address = url()
+
+    made = modal.App("echo")
+    source = modal.Image.from_registry(images[1])
+    made.server(image=source, name="Other", env={"PORT": "8000"}, include_source=False)(_DirectServerCls)
+    made.deploy(environment_name="dev")
+
+    service.wait_for([])
+    with pytest.raises(HTTPError, match="404"):
+        ask("/facts", proxy_headers, base=address)
+
+
 def test_each_kind_of_evidence_is_falsified_and_removed_alone(
     service: ModalService, images: tuple[str, str], proxy_headers: dict[str, str]
 ) -> None:

@@ -28,7 +28,9 @@ class Deployments:
             for name, function_id in request.function_ids.items()
         }
         app.state, app.name, app.tags = request.app_state, request.name or app.name, dict(request.tags)
+        dropped = set(app.functions.values()) - set(request.function_ids.values())
         app.functions = dict(request.function_ids)
+        await asyncio.gather(*(self._functions.gates[each].fleet.close() for each in dropped))
         deployed_at = self._deploy(
             app,
             definitions,
