@@ -33,11 +33,12 @@ class Local(NamedTuple):
 class BucketBackend:
     """Objects of `bucket`, read by `objects`."""
 
-    def __init__(self, bucket: BucketSettings, objects: ObjectClient, local: Local) -> None:
+    def __init__(self, bucket: BucketSettings, objects: ObjectClient, local: Local, *, session: Any = None) -> None:
+        """`session` is boto3's, where there is one already: another would read the same files again."""
         for name in ("botocore", "urllib3"):  # each of their retries would be a line, with URLs in it
             logging.getLogger(name).setLevel(logging.ERROR)
         self.name = objects.name
-        self._bucket, self._objects, self._local = bucket, objects, local
+        self._bucket, self._objects, self._local, self._given = bucket, objects, local, session
 
     def check(self) -> None:
         self._objects.check()
@@ -101,7 +102,7 @@ class BucketBackend:
 
     @cached_property
     def _session(self) -> Any:
-        return s3_client.session(self._bucket)
+        return self._given or s3_client.session(self._bucket)
 
     @cached_property
     def _uploads(self) -> CreateOnce:

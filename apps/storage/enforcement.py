@@ -73,9 +73,12 @@ class Enforcement:
             if _taken(status):
                 self._remove(name)
         if not _taken(first):
+            # A listing follows a redirect to the bucket's region; a signed URL is for one region.
+            elsewhere = "set ARTIFACTS_REGION to the bucket's region"
+            refused = f"look at {self._failures.credentials}, and at what they may do there"
             raise StorageFailed(
                 f"the bucket {self._bucket!r} at {self._failures.endpoint} refuses a signed upload (status {first})",
-                hint=f"look at {self._failures.credentials}, and at what they may do there",
+                hint=elsewhere if first in (301, 307, 400) else refused,
             )
         return Enforced(digest=400 <= altered < 500, once=second == 412)
 

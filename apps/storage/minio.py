@@ -107,8 +107,6 @@ class _Released:
 
 
 def _client(bucket: BucketSettings, *, attempts: int, read_s: float) -> Any:
-    import ssl
-
     import urllib3
     from minio import Minio
 
@@ -120,7 +118,7 @@ def _client(bucket: BucketSettings, *, attempts: int, read_s: float) -> Any:
         timeout=urllib3.Timeout(connect=s3_client.CONNECT_S, read=read_s),
         maxsize=16,
         retries=retries,
-        ssl_context=ssl.create_default_context(cafile=bucket.ca_file) if parts.scheme == "https" else None,
+        ssl_context=s3_client.trust(bucket.ca_file) if parts.scheme == "https" else None,
     )
     return Minio(
         parts.netloc,

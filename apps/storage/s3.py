@@ -13,7 +13,8 @@ from apps.storage.objects import Fetched, Head, age_s
 
 
 def backend(bucket: BucketSettings, local: Local) -> BucketBackend:
-    return BucketBackend(bucket, S3Objects(bucket), local)
+    objects = S3Objects(bucket)
+    return BucketBackend(bucket, objects, local, session=objects.session)
 
 
 class S3Objects:
@@ -34,9 +35,9 @@ class S3Objects:
             errors=(BotoCoreError, ClientError),
         )
         with self.failures.told():
-            session = s3_client.session(bucket)
-            self._client = s3_client.client(session, bucket, endpoint=bucket.endpoint)
-            self._checker = s3_client.client(session, bucket, endpoint=bucket.endpoint, quick=True)
+            self.session = s3_client.session(bucket)
+            self._client = s3_client.client(self.session, bucket, endpoint=bucket.endpoint)
+            self._checker = s3_client.client(self.session, bucket, endpoint=bucket.endpoint, quick=True)
 
     def check(self) -> None:
         """A listing, because a HEAD's refusal says nothing of why."""

@@ -1,9 +1,11 @@
 """boto3 clients for one bucket: for what we ask of it, and for URLs that a container can use."""
 
 import os
+import ssl
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
+from apps.errors import ConfigurationError
 from apps.settings import BucketSettings
 
 CONNECT_S: Final = 3
@@ -41,6 +43,8 @@ def client(session: Any, bucket: BucketSettings, *, endpoint: str | None, quick:
     """
     from botocore.config import Config
 
+    if bucket.ca_file and not (endpoint or "").startswith("http:"):
+        trust(bucket.ca_file)  # botocore's own words for a file that is none don't name it
     # `auto` would sign URLs for AWS's global name, which redirects to the region's, for a day or so after a bucket was
     # made; and the certificate of `*.s3…` is for no name with a dot.
     addressing = "path" if endpoint or "." in bucket.name else "virtual"
@@ -55,6 +59,18 @@ def client(session: Any, bucket: BucketSettings, *, endpoint: str | None, quick:
         max_pool_connections=16,
     )
     return session.client("s3", endpoint_url=endpoint, config=config, verify=bucket.ca_file)
+
+
+def trust(ca_file: str | None) -> ssl.SSLContext:
+    """Whom to believe to be a server: those in the file, else the system's. Raises ConfigurationError."""
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as exc:  # ssl.SSLError is one
+        said = "it holds no certificates" if isinstance(exc, ssl.SSLError) else exc.strerror
+        raise ConfigurationError(
+            f"the environment names {ca_file} for certificates: {said}",
+            hint="name a file of certificates in PEM in SSL_CERT_FILE",
+        ) from exc
 
 
 def container_endpoint(bucket: BucketSettings, loopback: str | None) -> str | None:
