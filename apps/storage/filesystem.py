@@ -46,15 +46,19 @@ class FilesystemBackend:
 
     def check(self) -> None:
         """Make the root when absent, write a block there and take it back, drop abandoned temporary files."""
-        with _failures(self.root):
-            durable.make_folders(self.root)
-            with self._staging() as staging:
-                durable.sweep(staging)
+        self.make_root()
+        with _failures(self.root), self._staging() as staging:
+            durable.sweep(staging)
         probe = self.create("probe", mime="")
         try:
             probe.write(bytes(4096))
         finally:
             probe.abort()
+
+    def make_root(self) -> None:
+        """Unless it is there. Raises StorageFailed."""
+        with _failures(self.root):
+            durable.make_folders(self.root)
 
     def create(self, key: str, *, mime: str) -> "FileWriter":
         """Start writing. Files have no media type: `mime` is kept by the index alone."""

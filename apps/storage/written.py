@@ -57,7 +57,7 @@ class Written:
         """
         target = FilesystemBackend(folder)
         with _told_of(folder):
-            target.check()
+            target.make_root()  # and no more: a folder called .tmp may be the user's own there
         try:
             return [(output, self._fetch(output, target)) for output in self.outputs]
         finally:

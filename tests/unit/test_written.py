@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,27 @@ def test_a_link_in_the_folder_leads_nowhere_else(root: Path, target: Path, tmp_p
         ask(root, download=target)
 
     assert files(tmp_path / "outside") == {}
+
+
+def test_what_the_user_has_in_the_folder_is_left_alone(root: Path, target: Path) -> None:
+    write(root)
+    (target / ".tmp").mkdir(parents=True)
+    (target / ".tmp" / "mine").write_bytes(b"mine")
+    os.utime(target / ".tmp" / "mine", (0, 0))
+
+    ask(root, download=target)
+
+    assert files(target) == {**FILES, ".tmp/mine": b"mine"}
+
+
+def test_a_folder_that_can_not_be_written_is_told(root: Path, tmp_path: Path) -> None:
+    write(root)
+    (tmp_path / "file").touch()
+
+    with pytest.raises(StorageFailed) as caught:
+        ask(root, download=tmp_path / "file" / "below")
+
+    assert "--download" in caught.value.hint
 
 
 def test_a_discard_removes_all_that_the_execution_wrote_and_nothing_else(root: Path) -> None:
