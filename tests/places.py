@@ -26,6 +26,18 @@ def small_disk(path: Path, *, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
+def knowing_hosts(file: Path) -> list[str]:
+    """What a command must begin with to find its hosts in `file` instead of /etc/hosts.
+
+    Only root may mount; elsewhere the test is skipped.
+    """
+    prefix = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(file)]
+    tried = subprocess.run([*prefix, "true"], capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"needs hosts of its own: {tried.stderr.strip()}")
+    return prefix
+
+
 def need_program(name: str) -> str:
     """Where the program is. Missing, it skips the test; with REQUIRE_DOCKER=1, where all is installed, it fails it."""
     found = shutil.which(name)

@@ -222,13 +222,21 @@ class Bucket:
 
 @contextmanager
 def bucket_server(
-    folder: Path, *, data: Path | None = None, kind: type[BucketServer] = BucketServer, owner: Login | None = None
+    folder: Path,
+    *,
+    data: Path | None = None,
+    kind: type[BucketServer] = BucketServer,
+    owner: Login | None = None,
+    port: int | None = None,
 ) -> Iterator[BucketServer]:
-    """A server of its own in the empty folder `folder`; `data` puts its data elsewhere, say on a small disk."""
+    """A server of its own in the empty folder `folder`.
+
+    `data` puts its data elsewhere, say on a small disk; `owner` and `port` are random unless given.
+    """
     data = data or folder / "data"
     data.mkdir(exist_ok=True)
     ports = _free_ports([*_PARTS, *(f"{part} grpc" for part in _PARTS)])
-    server = kind(folder, data, ports, owner or Login())
+    server = kind(folder, data, {**ports, "s3": port or ports["s3"]}, owner or Login())
     try:
         server.start()
         yield server
