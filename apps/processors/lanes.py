@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-THREADS: Final = 8  # more than a runtime's uploads under way: one that is verified for long delays none
+THREADS: Final = 8  # as many as a runtime has uploads under way: one that is verified for long delays none
 
 Work = Callable[[], None]
 

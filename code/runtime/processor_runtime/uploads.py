@@ -28,7 +28,7 @@ from processor_runtime.protocol import (
 
 log = logging.getLogger("processor_runtime")
 
-PARALLEL: Final = 4  # uploads of one execution under way at once: hides round trips, bounds descriptors
+PARALLEL: Final = 8  # uploads of one execution under way at once: hides round trips, bounds descriptors
 
 
 class UploadFailed(Exception):
