@@ -1,7 +1,7 @@
-"""What `localctl run` is measured against: one round trip and its files, with nothing around them.
+"""What `run` is measured against: one round trip and its files, with nothing around them.
 
-bare_client.py PORT REF FOLDER, the run token on stdin: the same messages and the same four files, each fsynced, with
-no YAML, no schema, no check of what arrives, no Django.
+bare_client.py URL REF FOLDER, the headers as JSON on stdin: the same messages and the same four files, each fsynced,
+with no YAML, no schema, no check of what arrives, no Django.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ INPUTS = {"schema": "v1", "params": {"messages": [{"role": "user", "content": "N
 CHUNK_HEADER = struct.calcsize("!IQ")
 
 
-def main(port: str, ref: str, artifacts: str) -> None:
+def main(url: str, ref: str, artifacts: str) -> None:
     execution = uuid.uuid4().hex
     name = f"{execution[:8]}-{execution[8:12]}-7{execution[13:16]}-8{execution[17:20]}-{execution[20:]}"
     folder = Path(artifacts, name)
     with connect(
-        f"ws://127.0.0.1:{port}/run",
+        url,
         subprotocols=[Subprotocol("theory.run.v1")],
-        additional_headers={"Authorization": f"Bearer {sys.stdin.read()}"},
+        additional_headers=json.load(sys.stdin),
         compression=None,
         proxy=None,
     ) as connection:

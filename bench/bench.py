@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 
-from bench import commands, images, pushing, serving, uploads
+from bench import commands, images, pushing, remote, serving, uploads
 from bench.measure import say, table
 
 
@@ -17,7 +17,7 @@ def main() -> int:
     began = time.monotonic()
     load = os.getloadavg()[0]
     failed = 0
-    for section in (commands.main, serving.main, images.main, pushing.main, uploads.main):
+    for section in (commands.main, serving.main, images.main, pushing.main, uploads.main, remote.main):
         try:
             section()
         except Exception:  # the other figures are worth having

@@ -1,5 +1,6 @@
 """What `localctl run` costs, against a bare client that does the same and a Django command that does nothing."""
 
+import json
 import os
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,10 @@ def report(title: str, made: Checkout) -> None:
     folder = made.root / "bare"
     commands = {
         "python -c pass": ([PYTHON, "-c", "pass"], ""),
-        "bare client, same messages and files": (_bare(made, folder), made.token),
+        "bare client, same messages and files": (
+            _bare(made, folder),
+            json.dumps({"Authorization": f"Bearer {made.token}"}),
+        ),
         "stock Django command that does nothing": ([PYTHON, str(PROJECT / "bench/noop/manage.py"), "noop"], ""),
         "`localctl run --mode mock`": (made.argv("localctl", *RUN), ""),
     }
@@ -68,7 +72,8 @@ def report(title: str, made: Checkout) -> None:
 
 
 def _bare(made: Checkout, folder: Path) -> list[str]:
-    return [PYTHON, str(PROJECT / "bench/bare_client.py"), str(made.port), REF, os.fspath(folder)]
+    url = f"ws://127.0.0.1:{made.port}/run"
+    return [PYTHON, str(PROJECT / "bench/bare_client.py"), url, REF, os.fspath(folder)]
 
 
 def _minstr(counted: dict[str, float | None], name: str, bare: str, stock: str) -> tuple[float | None, ...]:

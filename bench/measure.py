@@ -41,8 +41,8 @@ median = statistics.median
 # One process, from its start to its end
 
 
-def cpu_ms(argv: Sequence[str], env: Mapping[str, str], stdin: str = "") -> float:
-    """User and system time of a command, in ms. Raises RuntimeError when it fails."""
+def cpu_ms(argv: Sequence[str], env: Mapping[str, str], stdin: str = "", status: int = 0) -> float:
+    """User and system time of a command, in ms. Raises RuntimeError when it ends with another exit status."""
     process = subprocess.Popen(
         argv, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -51,9 +51,9 @@ def cpu_ms(argv: Sequence[str], env: Mapping[str, str], stdin: str = "") -> floa
         process.stdin.write(stdin)
         process.stdin.close()
         words = process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+        _, ended, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(ended)
+    if process.returncode != status:
         raise RuntimeError(f"{' '.join(argv)} ended with {process.returncode}: {words[-2000:]}")
     return (usage.ru_utime + usage.ru_stime) * 1000
 

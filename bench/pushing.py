@@ -24,7 +24,7 @@ def main() -> None:
     if why:
         print(f"\nPushes are left out: {why}")
         return
-    with _registry() as (address, storage):
+    with registry() as (address, storage):
         prefix = f"{address}/theory-bench-{secrets.token_hex(4)}"
         with checkout("docker", PROCESSOR_REPOSITORY_PREFIX=prefix) as made:
             try:
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 @contextmanager
-def _registry() -> Iterator[tuple[str, Path]]:
+def registry() -> Iterator[tuple[str, Path]]:
     """An image registry of our own: its address and the folder that it keeps things in."""
     with tempfile.TemporaryDirectory(prefix="theory-bench-") as folder, socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"

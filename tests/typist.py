@@ -19,8 +19,9 @@ INPUTS = '"messages":[{"role":"user","content":"test"}]'
 class Typist:
     """In the root folder of the shell's checkout, which gets a manage.py and the inputs.json that the page names."""
 
-    def __init__(self, shell: Shell) -> None:
-        self.shell, self.root = shell, shell.root
+    def __init__(self, shell: Shell, *, image: str = "") -> None:
+        """`image` is what the page's ghcr.io/org/image@sha256:abc... stands for."""
+        self.shell, self.root, self.image = shell, shell.root, image
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self._environment = shell.environment({"PATH": path, "OPENAI_API_KEY": KEY})
         (self.root / "manage.py").symlink_to(PROJECT / "manage.py")
@@ -39,7 +40,9 @@ class Typist:
         """`text` must be on the page; its {...} stands for JSON, and its amd64 for this machine."""
         assert text.strip() in PAGE, text
         typed = text.replace("{...}", "{" + INPUTS + "}")
-        if "amd64,linux/arm64" not in typed:
+        if self.image:
+            typed = typed.replace("ghcr.io/org/image@sha256:abc...", self.image)
+        if "amd64,linux/arm64" not in typed and not self.image:
             typed = typed.replace("amd64", ARCHITECTURE)
         return {
             "args": ["bash", "-o", "pipefail", "-ec", typed],

@@ -150,6 +150,7 @@ class _Visit:
                     artifacts=self._ready.artifacts,
                     identify=self._identify,
                     on_event=self._on_event,
+                    is_gone=self._is_gone,
                 )
                 return envelope.document()
             except Asleep:
@@ -159,6 +160,14 @@ class _Visit:
                     self._progress(f"waiting for a container of {self._here.app}")
                     said = True
                 time.sleep(_PAUSE_S)
+
+    def _is_gone(self) -> bool:
+        """Whether the app was stopped; that is not known while Modal can't be asked."""
+        try:
+            app = self._target.find(self._here.app)
+        except OperationError:
+            return False
+        return app is None or app.state != "deployed"
 
     def _identify(self, hello: protocol.Hello) -> None:
         spec = self._ready.spec

@@ -395,6 +395,16 @@ def modal_out_of_reach(at: Terminal) -> Outcome:
 
 
 @case(
+    "ERR_CONFIG",
+    "a proxy is set in the environment, and Modal's SDK lacks what it needs to use one",
+    r"pip install 'modal\[api-proxy-support\]', or go without: MODAL_DISABLE_API_PROXY=1",
+)
+def a_proxy_that_modals_sdk_can_not_use(at: Terminal) -> Outcome:
+    proxy = {"MODAL_DISABLE_API_PROXY": "", "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
+    return at("modalctl", "status", "--ref", "llm/litellm@1", "--env", "main", env={**NO_MODAL, **proxy})
+
+
+@case(
     "ERR_UNAUTHORIZED",
     "there is no login for Modal",
     "modal token new, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET",

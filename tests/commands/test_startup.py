@@ -92,3 +92,30 @@ def test_a_run_imports_neither_yaml_nor_what_builds_nor_an_engine(tmp_path: Path
     assert status == 0
     assert "websockets" in loaded
     assert loaded & (NEVER | NOT_FOR_A_RUN) == set()
+
+
+OCI = "localhost:5000/org/image@sha256:" + "ab" * 32
+PLACE = ("--ref", "llm/litellm@1", "--env", "dev")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("start", "--ref", "nonsense", "--env", "dev", "--oci", OCI), 65),
+        (("start", *PLACE, "--oci", "ghcr.io/org/image:tag"), 65),
+        (("start", *PLACE, "--oci", OCI, "--platform", "arm64"), 2),
+        (("start", *PLACE, "--oci", OCI), 78),  # neither GIT_BRANCH nor GIT_USER
+        (("start", "--ref", "llm/litellm@1", "--env", "main", "--oci", OCI, "--dry-run"), 0),
+        (("run", "--ref", "llm/litellm@1", "--inputs-json", "{"), 65),
+        (("logs", *PLACE, "--since", "yesterday"), 2),
+        (("rollback", *PLACE, "--to", "the-last-one"), 65),
+        (("status", "--ref", "llm/litellm@1", "--env", "production"), 2),
+    ],
+)
+def test_what_a_caller_gets_wrong_is_told_without_importing_modals_sdk(
+    tmp_path: Path, cli: Shell, words: tuple[str, ...], expected: int
+) -> None:
+    status, loaded = modules(tmp_path, cli, "modalctl", *words)
+
+    assert status == expected
+    assert loaded & {"modal", "modal_proto", "grpclib", "synchronicity", "boto3", "docker"} == set()
