@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import rfc8785
 from processor_runtime import protocol
@@ -16,6 +16,10 @@ from apps.processors.spec import ProcessorSpec
 from apps.settings import Settings
 from apps.storage import artifacts
 from apps.storage.base import StorageBackend
+
+if TYPE_CHECKING:
+    from apps.processors.attaching import Attached
+    from apps.processors.fetching import Sources
 
 SHOWN_BYTES: Final = 64 * 1024
 
@@ -31,6 +35,8 @@ class Asked(NamedTuple):  # no dataclass: every run would pay for making it
     write_prefix: str | None = None
     timeout_s: float | None = None
     execution_id: str | None = None
+    attach: tuple[str, ...] = ()
+    """NAME=PATH of files that the inputs shall name."""
 
 
 class Ran(NamedTuple):  # no dataclass: every run would pay for making it
@@ -60,6 +66,25 @@ class Prepared(NamedTuple):  # no dataclass: every run would pay for making it
     artifacts: artifacts.Artifacts
     before: Ran | None
     """This very execution, complete already: it is given back."""
+    backend: StorageBackend
+    attached: "Sequence[Attached]"
+    """Files that are still to be uploaded."""
+    names_artifacts: bool
+
+    def supply(self) -> "Sources | None":
+        """Have in the store what the inputs name, and know it: once it is sure that all else can be.
+
+        Raises InvalidInputs, StorageFailed.
+        """
+        if self.attached:
+            from apps.processors import attaching
+
+            attaching.store(self.attached, self.backend)
+        if not self.names_artifacts:
+            return None
+        from apps.processors import fetching  # most runs need none of it
+
+        return fetching.look_up(self.request.inputs, self.backend)
 
 
 @contextmanager
@@ -83,35 +108,51 @@ def prepare(
     """
     spec = checked.load(settings.root, ProcessorRef.parse(asked.ref), folder=settings.state)
     known.learn(spec_digest=spec.spec_digest)
-    request = _request(asked, spec, known, settings)
+    request, attached, names_artifacts = _request(asked, spec, known, settings)
     backend = storage_of(settings)
     known.learn(storage=backend.name)
     backend.check()
     place = artifacts.Artifacts(backend, request.write_prefix)
     receipt = place.previous(request.execution_id)
     before = Ran(_same_execution(receipt, known), place) if receipt is not None else None
-    return Prepared(spec, request, place, before)
+    return Prepared(spec, request, place, before, backend, attached, names_artifacts)
 
 
-def _request(asked: Asked, spec: ProcessorSpec, known: runs.Known, settings: Settings) -> protocol.Run:
+def _request(
+    asked: Asked, spec: ProcessorSpec, known: runs.Known, settings: Settings
+) -> "tuple[protocol.Run, Sequence[Attached], bool]":
+    """What to send, what to upload before, and whether the inputs name any artifact."""
     if not protocol.EXECUTION_ID.fullmatch(known.execution_id):
         raise InvalidInputs(
             f"{known.execution_id!r} is not an execution id",
             hint="an execution id is a UUIDv7; leave it out to get one",
         )
-    document = asked.inputs(settings)
-    if document is None:
-        document = _default_inputs(spec, asked.mode)
+    document, attached = _inputs(asked, spec, settings)
     inputs.validate(spec.inputs, document, ref=asked.ref)
-    known.learn(inputs_digest="sha256:" + hashlib.sha256(rfc8785.dumps(document)).hexdigest())
+    canonical = rfc8785.dumps(document)
+    known.learn(inputs_digest="sha256:" + hashlib.sha256(canonical).hexdigest())
     known.write_prefix = artifacts.expand(asked.write_prefix, execution_id=known.execution_id, ref_slug=spec.ref.slug)
-    return protocol.Run(
+    request = protocol.Run(
         execution_id=known.execution_id,
         mode=asked.mode,
         inputs=document,
         write_prefix=known.write_prefix,
         timeout_s=asked.timeout_s or spec.runtime.timeout_s,
     )
+    return request, attached, f'"{protocol.ARTIFACT}"'.encode() in canonical
+
+
+def _inputs(asked: Asked, spec: ProcessorSpec, settings: Settings) -> "tuple[dict[str, Any], Sequence[Attached]]":
+    if not asked.attach:
+        document = asked.inputs(settings)
+        return _default_inputs(spec, asked.mode) if document is None else document, ()
+    from apps.processors import attaching
+
+    attachments = attaching.parse(asked.attach)
+    document = asked.inputs(settings)
+    if document is None:  # and no example, in either mode: it may hold another file in the very place
+        document = {"schema": "v1", "params": {}}
+    return document, attaching.attach(document, attachments, settings.caller)
 
 
 def _default_inputs(spec: ProcessorSpec, mode: str) -> dict[str, Any]:

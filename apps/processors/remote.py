@@ -23,6 +23,7 @@ from apps.storage.public import is_public
 if TYPE_CHECKING:
     from apps.processors.adapters.base import Progress
     from apps.processors.adapters.target import Target
+    from apps.processors.fetching import Sources
 
 COLD_S: Final = 300.0
 """How long a deployment that was scaled to zero may take to serve."""
@@ -82,9 +83,11 @@ class _Visit:
     ) -> None:
         self._ready, self._here, self._target, self._state = ready, here, target, state
         self._known, self._on_event, self._progress, self._warn = known, on_event, progress, warn
+        self._sources: Sources | None = None
 
     def run(self, headers: dict[str, str]) -> Ran:
         url = deployments.endpoint(self._here, self._target).url
+        self._sources = self._ready.supply()
         self._known.learn(isolation="container")
         kept = self._state.session(self._here.app, self._known.execution_id)
         if kept is not None:
@@ -148,6 +151,7 @@ class _Visit:
                     door,
                     known=self._known,
                     artifacts=self._ready.artifacts,
+                    sources=self._sources,
                     identify=self._identify,
                     on_event=self._on_event,
                     is_gone=self._is_gone,

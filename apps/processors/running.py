@@ -72,6 +72,8 @@ def _run(
         f"ws://127.0.0.1:{record.port}{protocol.PATH}", {"Authorization": f"Bearer {state.token(spec.ref) or ''}"}
     )
 
+    sources = ready.supply()
+
     def identify(hello: protocol.Hello) -> None:
         _refuse_stranger(hello, spec)
         _refuse_drift(hello, spec, asked, record, state, warn)
@@ -85,6 +87,7 @@ def _run(
             door,
             known=known,
             artifacts=ready.artifacts,
+            sources=sources,
             identify=identify,
             on_event=on_event,
             is_gone=is_gone,

@@ -28,6 +28,8 @@ from apps.storage.artifacts import Artifacts
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
+    from apps.processors.fetching import Fetching, Sources
+
 CANCEL_TIMEOUT_S: Final = 10.0
 """How long a cancelled execution may take to end before we leave it."""
 
@@ -67,19 +69,21 @@ def execute(
     *,
     known: Known,
     artifacts: Artifacts,
+    sources: "Sources | None" = None,
     identify: Callable[[protocol.Hello], None],
     on_event: EventSink,
     is_gone: Callable[[], bool] = lambda: False,
 ) -> Envelope:
     """Run one execution to its end and store its outputs, receipt and index.
 
-    `identify` sees who answered before anything is sent and raises to refuse it. A connection that is lost later is
-    opened again, until `is_gone` knows that the processor has ended. The first SIGINT or SIGTERM cancels the
-    execution and waits for its end; a second one leaves at once.
+    `sources` are the artifacts that the inputs name. `identify` sees who answered before anything is sent and raises
+    to refuse it. A connection that is lost later is opened again, until `is_gone` knows that the processor has ended.
+    The first SIGINT or SIGTERM cancels the execution and waits for its end; a second one leaves at once.
 
     Raises Unreachable, and any OperationError that ends the execution; `known` then holds what was learnt.
     """
     execution = _Execution(request, known, artifacts, on_event)
+    execution.sources = sources
     with signals_to(execution.interrupt):
         try:
             with opened(door) as connection:
@@ -96,12 +100,15 @@ def execute(
 class _Execution:
     """The controller's end of one execution, over one connection after the other."""
 
+    sources: "Sources | None" = None
+
     def __init__(self, request: protocol.Run, known: Known, artifacts: Artifacts, on_event: EventSink) -> None:
         self._request, self._known = request, known
         self._artifacts, self._on_event = artifacts, on_event
         self._connection: ClientConnection
         self._side = protocol.ControllerSide()
         self._uploading: Uploading
+        self._fetching: Fetching | None = None
         self._instance = ""
         self._seen = 0
         self._leave_at: float | None = None
@@ -150,6 +157,8 @@ class _Execution:
         self._seen = max(self._seen, self._side.next_seq - 1)
         self._connection, self._side = connection, protocol.ControllerSide()
         self._uploading = Uploading(self._side, self._artifacts, send=connection.send, stored=self._stored)
+        if self.sources is not None:
+            self._fetching = self.sources.offer(self._side, self._artifacts.downloads, send=connection.send)
         hello = self._side.receive(connection.recv(timeout=OPEN_TIMEOUT_S))
         if not isinstance(hello, protocol.Hello):
             raise protocol.ProtocolError(f"{protocol.type_of(hello)} before hello")
@@ -192,6 +201,8 @@ class _Execution:
             raise
         finally:
             self._uploading.close()
+            if self._fetching is not None:
+                self._fetching.close()
             if self._known.meta.transfer != "relay":  # by an earlier connection
                 self._known.learn(transfer=self._uploading.transfer)
 
@@ -202,6 +213,8 @@ class _Execution:
     def _next(self) -> str | bytes:
         while True:
             self._uploading.check()
+            if self._fetching is not None:
+                self._fetching.check()
             self._look_at_the_clock()
             try:
                 return self._connection.recv(timeout=1.0)
@@ -222,6 +235,10 @@ class _Execution:
                 self._uploading.asked(message)
             case protocol.Uploaded():
                 self._uploading.uploaded(message)
+            case protocol.Fetch() | protocol.Pull():
+                if self._fetching is None:
+                    raise protocol.ProtocolError("a fetch, and the inputs name no artifact")
+                self._fetching.take(message)
 
     def _stored(self, upload: protocol.Upload) -> None:
         path = self._known.write_prefix + upload.path
@@ -288,13 +305,7 @@ class _Execution:
 
 
 def _event_document(event: protocol.Event) -> dict[str, Any]:
-    return {
-        "event": event.event,
-        "seq": event.seq,
-        "execution_id": event.execution_id,
-        "ts": event.ts,
-        "data": event.data,
-    }
+    return {name: getattr(event, name) for name in ("event", "seq", "execution_id", "ts", "data")}
 
 
 def _send_quietly(connection: "ClientConnection", text: str) -> None:

@@ -76,6 +76,11 @@ class Artifacts:
         """Whether outputs can go straight to the store."""
         return self._grants is not None
 
+    @property
+    def downloads(self) -> Grants | None:
+        """By which a container can have inputs straight from the store; None where it can't reach it."""
+        return self._grants
+
     def reach(self, loopback: str | None) -> str:
         """From now on grant uploads where the store can, to a container that knows this machine by that name.
 

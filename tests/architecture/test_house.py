@@ -85,7 +85,7 @@ def test_every_module_says_in_its_first_line_what_it_owns(folder: str) -> None:
 
 def test_no_module_has_grown_too_long_to_know() -> None:
     # The protocol stays whole: one definition of the wire format, which both ends import.
-    allowed = {"code/runtime/processor_runtime/protocol.py": 450}
+    allowed = {"code/runtime/processor_runtime/protocol.py": 550}
 
     lengths = {
         path: len((PROJECT / path).read_text().splitlines())

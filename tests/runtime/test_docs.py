@@ -4,10 +4,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.runtime import keeper
 from tests.runtime.conftest import Runtime
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "writing-a-processor.md").read_text()
-HANDLERS = dict(re.findall(r'```python\n"""text/(\w+)@1(.*?)```', PAGE, re.DOTALL))
+HANDLERS = dict(re.findall(r'```python\n"""(?:text|image)/(\w+)@1(.*?)```', PAGE, re.DOTALL))
 
 
 def handler(name: str) -> str:
@@ -37,6 +38,14 @@ def test_the_handler_of_a_busy_provider_says_so(start_runtime: Callable[..., Run
     assert runtime.run(mode="real").error["code"] == "ERR_PROVIDER"
 
 
+def test_the_handler_of_a_file_finds_it(start_runtime: Callable[..., Runtime]) -> None:
+    runtime = start_runtime(handler("size"), outputs=[{"path": "size.txt"}])
+
+    _, result = keeper.run(runtime, {keeper.PATH: bytes(321)}, {"image": keeper.artifact()})
+
+    assert result.files == {"size.txt": b"321"}
+
+
 def test_the_page_shows_no_other_handler() -> None:
-    assert set(HANDLERS) == {"shout", "heavy", "remote"}
-    assert PAGE.count("```python") == 3
+    assert set(HANDLERS) == {"shout", "heavy", "remote", "size"}
+    assert PAGE.count("```python") == 4

@@ -460,3 +460,19 @@ def test_a_provider_error_keeps_its_facts(start_runtime: Callable[..., Runtime])
         "hint": "try again later",
         "details": {"status": 429, "provider": "openai", "retryable": True},
     }
+
+
+def test_a_handler_can_find_the_inputs_wrong(start_runtime: Callable[..., Runtime]) -> None:
+    runtime = start_runtime("""
+        from processor_runtime.handler import InputsInvalid
+
+        def run(context):
+            raise InputsInvalid("it moves", pointer="/params/image", hint="give a still one", details={"frames": 2})
+    """)
+
+    assert runtime.run().error == {
+        "code": "ERR_INPUTS",
+        "message": "it moves",
+        "hint": "give a still one",
+        "details": {"pointer": "/params/image", "frames": 2},
+    }

@@ -344,7 +344,7 @@ def test_an_upload_that_ends_before_its_grant_is_refused() -> None:
 def test_an_output_may_be_asked_for_again_under_a_new_number() -> None:
     side, runtime = accepted_side(), RuntimeSide()
     for number in (1, 2):
-        side.receive(runtime.upload(UPLOAD._replace(upload=number, relay=number == 2)))
+        side.receive(runtime.ask(UPLOAD._replace(upload=number, relay=number == 2)))
 
     runtime.receive(side.grant_relay(2))
     runtime.receive(encode(Refused(1, {})))  # which crossed the second request
@@ -414,7 +414,7 @@ def test_an_execution_id_is_a_uuid_of_version_7(identity: str) -> None:
 @pytest.mark.parametrize("settled", [Stored(1), Refused(1, {"code": "ERR_UPLOAD"})])
 def test_an_upload_is_settled_once(settled: ControllerMessage) -> None:
     side = running_side()
-    side.upload(UPLOAD)
+    side.ask(UPLOAD)
     side.receive(encode(Grant(1, "relay", 10)))
     side.receive(encode(settled))
 

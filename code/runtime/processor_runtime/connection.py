@@ -12,7 +12,18 @@ from websockets.protocol import State
 
 from processor_runtime.execution import Execution
 from processor_runtime.executions import Ended, Executions
-from processor_runtime.protocol import Attach, Cancel, ProtocolError, Run, RuntimeSide, Upload
+from processor_runtime.protocol import (
+    Attach,
+    Cancel,
+    Fetch,
+    ProtocolError,
+    Pull,
+    Run,
+    RuntimeSide,
+    Source,
+    Unavailable,
+    Upload,
+)
 
 FIRST_MESSAGE_S: Final = 30.0  # for `run` or `attach` to come
 CLOSE_S: Final = 5.0  # for the controller to close, after the last message
@@ -131,8 +142,8 @@ class Client:
         if self._soon is None:
             self._soon = asyncio.get_running_loop().call_later(SOON_S, self._flush_late)
 
-    def ask(self, upload: Upload) -> None:
-        self.say(self._side.upload(upload))
+    def ask(self, message: Upload | Fetch | Pull) -> None:
+        self.say(self._side.ask(message))
 
     def say(self, text: str) -> None:
         self._control.append(text.encode())
@@ -165,7 +176,10 @@ class Client:
 
     def _receive(self, text: str | bytes) -> None:
         if isinstance(text, bytes):
-            raise ProtocolError("a runtime takes no binary messages")
+            fetch, data = self._side.receive_chunk(text)
+            if self._execution is not None and self._execution.fetches is not None:
+                self._execution.fetches.chunk(fetch, data)
+            return
         message = self._side.receive(text)
         match message:
             case Run():
@@ -175,6 +189,9 @@ class Client:
                 self._take(self._executions.attach(message, self))
             case Cancel():
                 self._cancel(message.by)
+            case Source() | Unavailable():
+                if self._execution is not None and self._execution.fetches is not None:
+                    self._execution.fetches.receive(message)
             case _:
                 if self._execution is not None:
                     self._execution.uploads.receive(message)

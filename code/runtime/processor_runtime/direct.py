@@ -69,7 +69,8 @@ class Store:
         """
         sending = _Sending(self, request, piece._replace(descriptor=os.dup(piece.descriptor)))
         try:
-            return await _in_thread(sending.run)
+            answer: Answer = await in_thread(sending.run)
+            return answer
         except asyncio.CancelledError:
             sending.abort()
             raise
@@ -190,7 +191,7 @@ class _Sending:
             self._ask(line, url)
             answer, whole = self._converse(line)
         except (OSError, http.client.HTTPException) as exc:
-            raise NoAnswer(_words(exc)) from exc
+            raise NoAnswer(words(exc)) from exc
         finally:
             if not whole:
                 line.connection.close()
@@ -204,7 +205,7 @@ class _Sending:
             try:
                 line.connection.connect()
             except (OSError, http.client.HTTPException, ValueError) as exc:
-                raise Unreachable(_words(exc)) from exc
+                raise Unreachable(words(exc)) from exc
             channel: Any = line.connection.sock
             channel.settimeout(SILENCE_S)
         if self._aborted:
@@ -264,7 +265,7 @@ class _Sending:
         return True
 
 
-def _words(exc: BaseException) -> str:
+def words(exc: BaseException) -> str:
     """What happened, without the URL: whoever has it may use it."""
     if isinstance(exc, TimeoutError):
         return "no answer in time"
@@ -273,27 +274,27 @@ def _words(exc: BaseException) -> str:
     return type(exc).__name__
 
 
-async def _in_thread(work: Callable[[], Answer]) -> Answer:
+async def in_thread(work: Callable[[], Any]) -> Any:
     """`work` in a thread that nobody waits for: a name that resolves slowly must not delay the runtime's end."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[Answer] = loop.create_future()
+    done: asyncio.Future[Any] = loop.create_future()
 
-    def tell(answer: Answer | None, error: Exception | None) -> None:
+    def tell(result: Any, error: Exception | None) -> None:
         if done.done():
             return
         if error is not None:
             done.set_exception(error)
-        elif answer is not None:
-            done.set_result(answer)
+        else:
+            done.set_result(result)
 
     def run() -> None:
-        answer, error = None, None
+        result, error = None, None
         try:
-            answer = work()
+            result = work()
         except Exception as exc:  # told to whoever awaits
             error = exc
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(tell, answer, error)
+            loop.call_soon_threadsafe(tell, result, error)
 
-    threading.Thread(target=run, name="upload", daemon=True).start()
+    threading.Thread(target=run, name="store", daemon=True).start()
     return await done

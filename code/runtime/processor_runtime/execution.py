@@ -12,6 +12,7 @@ import orjson
 
 from processor_runtime import codes, events, guard, scratch
 from processor_runtime.failures import Failure, cancelled, from_words, limit, scratch_full
+from processor_runtime.fetches import Fetches
 from processor_runtime.followers import Follower, Followers
 from processor_runtime.inputs import Canonical
 from processor_runtime.protocol import MAX_MESSAGE_BYTES, Accepted, Cancelled, Completed, Run, encode
@@ -41,6 +42,7 @@ class Home(Protocol):
     def spool_folder(self, execution: "Execution") -> Path: ...
     def spooled_bytes(self) -> int: ...
     def began_never(self, execution: "Execution") -> None: ...
+    def fetched(self, execution: "Execution") -> None: ...
     def finished(self, execution: "Execution") -> None: ...
 
 
@@ -77,6 +79,18 @@ class Execution:
         self._folder = home.spool_folder(self)
         self.followers = Followers(hold=self._hold, go_on=self._go_on, deserted=lambda: self.cancel("client"))
         self.uploads = Uploads(self.id, self._folder, self.followers, stored=self._stored, failed=self.stop)
+        self.fetches: Fetches | None = None
+        """None where the inputs name no artifact."""
+        if inputs.artifacts:
+            self.fetches = Fetches(
+                self.id,
+                inputs.artifacts,
+                self._folder,
+                self.followers,
+                reserve=self._reserve,
+                done=lambda: home.fetched(self),
+                failed=self.stop,
+            )
 
     @property
     def done(self) -> bool:
@@ -113,6 +127,7 @@ class Execution:
             "inputs_digest": self._inputs.digest,
             "spool": str(self._folder),
             "prefix_bytes": prefix_bytes,
+            "files": {} if self.fetches is None else self.fetches.files,
         }
         worker.run(self, b'%b,"inputs":%b}' % (orjson.dumps(head)[:-1], self._inputs.text))
         self.followers.flush_soon()
@@ -127,6 +142,8 @@ class Execution:
             return
         self.failure, self._by = failure, by
         self.uploads.abort()
+        if self.fetches is not None:
+            self.fetches.abort()
         if self.worker is not None:
             self._climb(AT_ONCE if at_once else LADDER)
         else:
@@ -191,6 +208,8 @@ class Execution:
     def _change_courier(self) -> None:
         if self.failure is None and not self.done:
             self.uploads.restart(ready=self.followers.latest is not None)
+            if self.fetches is not None:
+                self.fetches.restart(ready=self.followers.latest is not None)
 
     def _hold(self) -> None:
         """The client reads too slowly: let the handler wait."""
@@ -200,6 +219,14 @@ class Execution:
     def _go_on(self) -> None:
         if self.worker is not None:
             self.worker.resume()
+
+    def _reserve(self, size_bytes: int) -> bool:
+        """Whether an input of this size fits into scratch space; where not, the execution ends."""
+        self.spooled_bytes += size_bytes
+        if self._home.spooled_bytes() <= self._home.scratch_bytes:
+            return True
+        self.stop(scratch_full(self._home.scratch_bytes))
+        return False
 
     def _inside(self, event: str, data: dict[str, Any]) -> None:
         self.events.add(events.fragment(event, data))

@@ -154,6 +154,10 @@ class Executions:
         self._waiting[execution.request.mode].appendleft(execution)
         self.dispatch()
 
+    def fetched(self, execution: Execution) -> None:
+        """Its inputs are here: it begins before all that wait, on a worker that another may have taken meanwhile."""
+        self.began_never(execution)
+
     def finished(self, execution: Execution) -> None:
         self._timeouts.pop(execution).cancel()
         self._live.pop(execution.id, None)
@@ -184,7 +188,10 @@ class Executions:
             execution = min(heads, key=lambda head: head.number)
             self._waiting[execution.request.mode].popleft()
             self._running.add(execution)
-            execution.began(self._pool.take(execution.request.mode))
+            if execution.fetches is None or execution.fetches.complete:
+                execution.began(self._pool.take(execution.request.mode))
+            else:
+                execution.fetches.start()
             self._space.began(execution)
         free = self._environment.spec.concurrency - len(self._running)
         for mode in MODES:
@@ -254,7 +261,8 @@ class Executions:
         loop = asyncio.get_running_loop()
         self._timeouts[execution] = loop.call_later(message.timeout_s, self._time_out, execution)
         self.dispatch()
-        if execution.worker is None and not execution.done and (self.full or not self._pool.can_start(message.mode)):
+        waits = execution in self._waiting[message.mode]
+        if waits and (self.full or not self._pool.can_start(message.mode)):
             execution.queued(self.waiting)
         return execution
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from processor_runtime.protocol import Upload
+from processor_runtime.protocol import Fetch, Pull, Upload
 from processor_runtime.uploads import Courier
 
 MAX_FOLLOWERS: Final = 16  # of one execution; one more and the first has to go
@@ -82,8 +82,8 @@ class Followers:
 
     # Courier
 
-    def ask(self, upload: Upload) -> None:
-        self._all[-1].ask(upload)
+    def ask(self, message: Upload | Fetch | Pull) -> None:
+        self._all[-1].ask(message)
 
     def say(self, text: str) -> None:
         self._all[-1].say(text)

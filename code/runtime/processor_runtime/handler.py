@@ -67,6 +67,23 @@ class OutputInvalid(ProcessorError):
     code = codes.OUTPUT_INVALID
 
 
+class InputsInvalid(ProcessorError):
+    """The inputs are wrong in a way that no schema can say: ERR_INPUTS.
+
+    Args:
+        message: what is wrong with what.
+        pointer: where in the inputs, as a JSON pointer (RFC 6901), e.g. /params/image.
+        details: further facts for programs.
+    """
+
+    code = codes.INPUTS
+
+    def __init__(
+        self, message: str, *, pointer: str = "", hint: str = "", details: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, details={"pointer": pointer, **(details or {})})
+
+
 class Context:
     """One execution, as its handler sees it."""
 

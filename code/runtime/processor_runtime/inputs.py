@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
+import orjson
 import rfc8785
 
-from processor_runtime import codes
+from processor_runtime import artifacts, codes
 from processor_runtime.failures import Failure
 
 MAX_ERRORS: Final = 20
@@ -28,15 +29,30 @@ class Canonical:
 
     text: bytes
     digest: str
+    artifacts: tuple[str, ...] = ()
+    """The paths that they name, each once, in canonical order."""
 
 
 def canonical(inputs: Mapping[str, Any]) -> Canonical:
-    """Raises InvalidInputs for what has no canonical form: huge numbers, half surrogates, endless nesting."""
+    """Raises InvalidInputs for what has no canonical form: huge numbers, half surrogates, endless nesting.
+
+    Also for an artifact that is none.
+    """
     try:
         text = rfc8785.dumps(dict(inputs))
     except (rfc8785.CanonicalizationError, ValueError, RecursionError) as exc:
         raise InvalidInputs(Failure(codes.INPUTS, f"the inputs have no canonical JSON form: {exc}")) from exc
-    return Canonical(text, f"sha256:{hashlib.sha256(text).hexdigest()}")
+    return Canonical(text, f"sha256:{hashlib.sha256(text).hexdigest()}", _artifacts(text))
+
+
+def _artifacts(text: bytes) -> tuple[str, ...]:
+    if artifacts.MARK not in text:
+        return ()
+    try:
+        return tuple(dict.fromkeys(value.path for value in artifacts.named(orjson.loads(text))))
+    except artifacts.Malformed as exc:
+        words = f"the inputs are wrong at {exc.pointer or 'their root'}: {exc.message}"
+        raise InvalidInputs(Failure(codes.INPUTS, words, "", {"pointer": exc.pointer})) from exc
 
 
 class Validator:

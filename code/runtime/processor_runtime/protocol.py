@@ -4,7 +4,8 @@ Both ends import this module; it needs the standard library alone. `docs/protoco
 `docs/protocol.schema.json` the JSON Schema of every message.
 
 One connection carries one execution. Text messages are JSON objects with a `type`; binary messages are
-chunks of relayed outputs (`CHUNK_HEADER`, then bytes). Control messages go before chunks at every turn.
+chunks (`CHUNK_HEADER`, then bytes) of outputs from a runtime, of fetched inputs to it. Control messages go before
+chunks at every turn.
 """
 
 import json
@@ -19,10 +20,11 @@ PATH: Final = "/run"
 
 MAX_REQUEST_BYTES: Final = 8 * 1024 * 1024  # the largest text message to a runtime: inputs are in it
 MAX_MESSAGE_BYTES: Final = 1024 * 1024  # the largest message from a runtime
-CHUNK_BYTES: Final = 256 * 1024  # of one relayed output in one binary message
-WINDOW_BYTES: Final = 4 * 1024 * 1024  # relayed bytes under way and not yet stored, at most
-CHUNK_HEADER: Final = struct.Struct("!IQ")  # upload number, offset of the first byte
+CHUNK_BYTES: Final = 256 * 1024  # of one file in one binary message
+WINDOW_BYTES: Final = 4 * 1024 * 1024  # relayed bytes of one file under way and not yet stored, at most
+CHUNK_HEADER: Final = struct.Struct("!IQ")  # number of the upload or fetch, offset of the first byte
 
+ARTIFACT: Final = "$artifact"  # {ARTIFACT: "/artifacts/…"} in the inputs names a file; see artifacts.py
 EVENTS: Final = frozenset(("queued", "started", "token", "log", "progress", "output", "metric", "gap", "reattached"))
 EXECUTION_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
@@ -104,6 +106,25 @@ class Refused(NamedTuple):
     error: dict[str, Any]
 
 
+class Source(NamedTuple):
+    """Where an artifact of the inputs can be had, the answer to `fetch`.
+
+    `request` is an HTTP request (method, url, headers) to send as it is; null, or leading nowhere: `pull` it here.
+    """
+
+    fetch: int
+    size_bytes: int
+    digest: str
+    request: dict[str, Any] | None = None
+
+
+class Unavailable(NamedTuple):
+    """This fetch can't be: `error` (code, message, hint, details) ends the execution."""
+
+    fetch: int
+    error: dict[str, Any]
+
+
 # What the runtime sends
 
 
@@ -160,6 +181,22 @@ class Uploaded(NamedTuple):
     etags: list[str] | None = None
 
 
+class Fetch(NamedTuple):
+    """The inputs name an artifact, and it is needed now: ask where it can be had. `path` is as the inputs have it."""
+
+    execution_id: str
+    fetch: int
+    path: str
+
+
+class Pull(NamedTuple):
+    """Send so many bytes of the artifact from `offset` on, as chunks: at most WINDOW_BYTES, within its size."""
+
+    fetch: int
+    offset: int
+    bytes: int
+
+
 class Cancelled(NamedTuple):
     """A cancel took effect. `step` says what ended the handler.
 
@@ -185,8 +222,8 @@ class Completed(NamedTuple):
     meta: dict[str, Any]
 
 
-ControllerMessage = Run | Attach | Cancel | Grant | Credit | Stored | Refused
-RuntimeMessage = Hello | Accepted | Event | Upload | Uploaded | Cancelled | Completed
+ControllerMessage = Run | Attach | Cancel | Grant | Credit | Stored | Refused | Source | Unavailable
+RuntimeMessage = Hello | Accepted | Event | Upload | Uploaded | Fetch | Pull | Cancelled | Completed
 Message = ControllerMessage | RuntimeMessage
 
 
@@ -283,6 +320,7 @@ class ControllerSide:
         self.completed: Completed | None = None
         self.next_seq = 1
         self._uploads: dict[int, _Relay] = {}
+        self._fetches: dict[int, int | None] = {}  # sizes, once they were told
 
     def run(self, message: Run) -> str:
         """The text that asks for an execution, once, after `hello`."""
@@ -315,6 +353,10 @@ class ControllerSide:
                 self._uploads[message.upload] = _Relay(message.size_bytes)
             case Uploaded():
                 self._relay(message.upload).end(message.upload)
+            case Fetch():
+                self._fetch(message)
+            case Pull():
+                self._pull(message)
             case Completed():
                 self.completed = message
         return message
@@ -328,7 +370,7 @@ class ControllerSide:
             return
         if not self.accepted and not isinstance(message, Accepted | Completed):
             raise ProtocolError(f"{type_of(message)} before accepted")
-        if not isinstance(message, Uploaded) and message.execution_id != self.execution_id:
+        if not isinstance(message, Uploaded | Pull) and message.execution_id != self.execution_id:
             raise ProtocolError(f"{type_of(message)} for another execution")
 
     def _number(self, event: Event) -> None:
@@ -341,6 +383,23 @@ class ControllerSide:
         if event.seq != self.next_seq:
             raise ProtocolError(f"event {event.seq} where {self.next_seq} was due")
         self.next_seq += 1
+
+    def _fetch(self, fetch: Fetch) -> None:
+        if fetch.fetch in self._fetches:
+            raise ProtocolError(f"fetch {fetch.fetch} twice")
+        self._fetches[fetch.fetch] = None
+
+    def _pull(self, pull: Pull) -> None:
+        size_bytes = self._fetches.get(pull.fetch)
+        if size_bytes is None:
+            raise ProtocolError(f"pull of fetch {pull.fetch}, which has no source")
+        if not (0 <= pull.offset < pull.offset + pull.bytes <= size_bytes and pull.bytes <= WINDOW_BYTES):
+            raise ProtocolError(f"pull of fetch {pull.fetch} beyond its size or the window")
+
+    def source(self, message: Source) -> str:
+        """The text that says where an artifact can be had; from then on it may be pulled."""
+        self._fetches[message.fetch] = message.size_bytes
+        return encode(message)
 
     def _relay(self, upload: int) -> "_Relay":
         try:
@@ -407,35 +466,74 @@ class RuntimeSide:
     def __init__(self) -> None:
         self.execution_id: str | None = None
         self.uploads: dict[int, Upload] = {}  # asked for and not settled
+        self._fetches: dict[int, _Pulled] = {}
 
     def receive(self, text: str | bytes) -> ControllerMessage:
         """One text message, checked against what may come now. Raises ProtocolError."""
         message = decode_controller(text)
         match message:
             case Run() | Attach():
-                if self.execution_id is not None:
-                    raise ProtocolError("one connection carries one execution")
-                if not EXECUTION_ID.fullmatch(message.execution_id):
-                    raise ProtocolError("execution_id is not a UUIDv7")
-                if isinstance(message, Attach) and message.after < 0:
-                    raise ProtocolError("attach after a number below 0")
-                self.execution_id = message.execution_id
+                self._begin(message)
             case Cancel():
                 if message.execution_id != self.execution_id:
                     raise ProtocolError("cancel for another execution")
             case Grant() | Credit() | Stored() | Refused():
                 if message.upload not in self.uploads:
                     raise ProtocolError(f"unknown upload {message.upload}")
+            case Source() | Unavailable():
+                if message.fetch not in self._fetches:
+                    raise ProtocolError(f"unknown fetch {message.fetch}")
         if isinstance(message, Stored | Refused):
             del self.uploads[message.upload]
         return message
 
-    def upload(self, message: Upload) -> str:
-        """The text that asks where an output shall go."""
-        self.uploads[message.upload] = message
+    def _begin(self, message: Run | Attach) -> None:
+        if self.execution_id is not None:
+            raise ProtocolError("one connection carries one execution")
+        if not EXECUTION_ID.fullmatch(message.execution_id):
+            raise ProtocolError("execution_id is not a UUIDv7")
+        if isinstance(message, Attach) and message.after < 0:
+            raise ProtocolError("attach after a number below 0")
+        self.execution_id = message.execution_id
+
+    def ask(self, message: Upload | Fetch | Pull) -> str:
+        """The text that asks where an output shall go, where an artifact can be had, or for bytes of one."""
+        match message:
+            case Upload():
+                self.uploads[message.upload] = message
+            case Fetch():
+                self._fetches[message.fetch] = _Pulled()
+            case Pull():
+                self._fetches[message.fetch].ask(message)
         return encode(message)
 
+    def receive_chunk(self, message: bytes) -> tuple[int, memoryview]:
+        """Fetch number and bytes of one binary message. Raises ProtocolError."""
+        if len(message) < CHUNK_HEADER.size:
+            raise ProtocolError("a chunk shorter than its header")
+        fetch, offset = CHUNK_HEADER.unpack_from(message)
+        data = memoryview(message)[CHUNK_HEADER.size :]
+        pulled = self._fetches.get(fetch)
+        if pulled is None or offset != pulled.at or not 0 < len(data) <= min(CHUNK_BYTES, pulled.end - pulled.at):
+            raise ProtocolError(f"chunk of fetch {fetch} out of place")
+        pulled.at += len(data)
+        return fetch, data
 
-def chunk(upload: int, offset: int, data: bytes | memoryview) -> bytes:
-    """One binary message: at most CHUNK_BYTES of a relayed output, from `offset` on."""
-    return CHUNK_HEADER.pack(upload, offset) + data
+
+@dataclass(slots=True)
+class _Pulled:
+    """One fetch as the runtime counts it: what comes next, and the end of what was asked for."""
+
+    at: int = 0
+    end: int = 0
+
+    def ask(self, pull: Pull) -> None:
+        if pull.offset != self.end:  # from elsewhere: only when nothing is under way
+            assert self.at == self.end  # noqa: S101
+            self.at = pull.offset
+        self.end = pull.offset + pull.bytes
+
+
+def chunk(number: int, offset: int, data: bytes | memoryview) -> bytes:
+    """One binary message: at most CHUNK_BYTES of the file of an upload or a fetch, from `offset` on."""
+    return CHUNK_HEADER.pack(number, offset) + data

@@ -16,8 +16,10 @@ from processor_runtime.failures import Failure, from_words
 from processor_runtime.protocol import (
     CHUNK_BYTES,
     Credit,
+    Fetch,
     Grant,
     ProtocolError,
+    Pull,
     Refused,
     Stored,
     Upload,
@@ -42,7 +44,7 @@ class UploadFailed(Exception):
 class Courier(Protocol):
     """The connection that carries uploads."""
 
-    def ask(self, upload: Upload) -> None: ...
+    def ask(self, message: Upload | Fetch | Pull) -> None: ...
     def say(self, text: str) -> None: ...
     async def send_chunk(self, data: bytes) -> None: ...
 

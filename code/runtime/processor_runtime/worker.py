@@ -21,7 +21,7 @@ from typing import Any, Final, NoReturn
 
 import orjson
 
-from processor_runtime import codes, guard, ipc, outcome, system
+from processor_runtime import artifacts, codes, guard, ipc, outcome, system
 from processor_runtime.environment import Environment, redact
 from processor_runtime.failures import Failure
 from processor_runtime.handler import Cancelled, Content, Context
@@ -110,6 +110,8 @@ class Worker:
         failure: Failure | None = None
         try:
             os.chdir(self._folder)
+            if request["files"]:
+                self._take_files(context, request)
             if self._job.mode == "mock":
                 random.seed(request["inputs_digest"])
             self._arm()
@@ -133,6 +135,11 @@ class Worker:
             "interrupted": interrupted,
             "reusable": reusable,
         }
+
+    def _take_files(self, context: Context, request: dict[str, Any]) -> None:
+        """Put what was fetched into the working folder, and its places into the inputs."""
+        os.rename(os.path.join(request["spool"], artifacts.FOLDER), artifacts.FOLDER)
+        context.inputs = artifacts.replaced(context.inputs, request["files"])
 
     def _call(self, context: Context) -> None:
         result = self._job.handler.run(context)

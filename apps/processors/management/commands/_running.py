@@ -19,6 +19,9 @@ def add_options(run: Parser, *, platform_help: str) -> None:
     run.add_argument("--inputs-json", metavar="JSON", help="the inputs, as JSON")
     run.add_argument("--inputs-file", metavar="PATH", help="a file with the inputs")
     run.add_argument("--inputs", metavar="-", help="- reads the inputs from stdin")
+    run.add_argument(
+        "--attach", metavar="NAME=PATH", action="append", help="upload a file, and name it at NAME in params"
+    )
     run.add_argument("--stream", action="store_true", help="print events as they come")
     run.add_argument("--platform", metavar="PLATFORM", help=platform_help)
     run.add_argument(
@@ -46,6 +49,7 @@ def asked(options: Mapping[str, Any]) -> "asking.Asked":
         write_prefix=options["write_prefix"],
         timeout_s=options["timeout"],
         execution_id=options["execution_id"],
+        attach=tuple(options["attach"] or ()),
     )
 
 
