@@ -28,7 +28,7 @@ def place(cli: Shell) -> Path:
 
 
 def pins(cli: Shell) -> dict[str, str | None]:
-    (listed,) = cli("processorctl", "list", "--json").document["processors"]
+    (listed,) = (each for each in cli("processorctl", "list", "--json").document["processors"] if each["ref"] == REF)
     return dict(listed["pins"])
 
 

@@ -48,15 +48,16 @@ def test_list_has_each_processor_with_pins_and_builds(cli: Shell) -> None:
     pin(cli.root)
     built = record(cli.root)
 
-    [processor] = cli("processorctl", "list", "--json").document["processors"]
+    other, processor = cli("processorctl", "list", "--json").document["processors"]
 
+    assert (other["ref"], other["builds"]) == ("image/thumbnail@1", [])
     assert (processor["ref"], processor["slug"]) == ("llm/litellm@1", "llm-litellm-v1")
     assert processor["pins"] == {"linux/amd64": PIN, "linux/arm64": None}
     assert [(build["tag"], build["digest"]) for build in processor["builds"]] == [(built.tag, built.digest)]
 
 
 def test_list_without_builds_makes_no_state(cli: Shell) -> None:
-    assert cli("processorctl", "list", "--json").document["processors"][0]["builds"] == []
+    assert [each["builds"] for each in cli("processorctl", "list", "--json").document["processors"]] == [[], []]
     assert not (cli.root / "code" / ".theory").exists()
 
 
@@ -65,8 +66,9 @@ def test_list_is_a_table_for_people(cli: Shell) -> None:
     record(cli.root)
 
     assert cli("processorctl", "list").stdout.splitlines() == [
-        "REF            PINNED       BUILT        BUILT AT",
-        "llm/litellm@1  linux/amd64  linux/amd64  2026-01-01T00:00:00.000Z",
+        "REF                PINNED       BUILT        BUILT AT",
+        "image/thumbnail@1  -            -            -",
+        "llm/litellm@1      linux/amd64  linux/amd64  2026-01-01T00:00:00.000Z",
     ]
 
 
@@ -103,7 +105,7 @@ def test_show_of_another_ref_fails(cli: Shell, ref: str, code: str, status: int)
 
 
 def test_validate_counts_what_it_checked(cli: Shell) -> None:
-    assert cli("processorctl", "validate", "--json").document == {"status": "success", "checked": 1}
+    assert cli("processorctl", "validate", "--json").document == {"status": "success", "checked": 2}
 
 
 def test_validate_tells_every_finding(cli: Shell) -> None:

@@ -80,7 +80,7 @@ def test_what_the_short_way_leaves_out_can_be_set_up_afterwards(cli: Shell) -> N
 
     done = python(cli, script)
 
-    assert done.stdout.splitlines() == ["1 checked, all well", '[true, ["processors", "storage"]]']
+    assert done.stdout.splitlines() == ["2 checked, all well", '[true, ["processors", "storage"]]']
 
 
 def test_django_lists_the_three_commands(cli: Shell) -> None:
@@ -122,4 +122,4 @@ def test_the_last_collection_is_skipped_unless_warnings_are_wanted(
         [sys.executable, *flags, "-c", script], cwd=cli.root, env=cli.environment(), capture_output=True, text=True
     )
 
-    assert done.stdout.splitlines() == ["1 checked, all well", str(frozen)]
+    assert done.stdout.splitlines() == ["2 checked, all well", str(frozen)]
