@@ -1,6 +1,7 @@
 """Objects go into a bucket once: conditional uploads, and what is stored afterwards, be it verified or refused."""
 
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Final
@@ -16,6 +17,7 @@ SINGLE_PUT_BYTES: Final = 5 * 1024**3
 PART_BYTES: Final = 512 * 1024**2
 MOST_PARTS: Final = 10_000
 _MIB: Final = 1024**2
+_CONFLICT_WAITS_S: Final = (0.5, 1.0, 2.0)
 _SETTLED_S: Final = 2.0
 """Servers tell times in whole seconds."""
 
@@ -32,28 +34,10 @@ class CreateOnce:
     def put(self, key: str, file: BinaryIO, *, size_bytes: int, digest: str, mime: str) -> None:
         """Store the whole `file`. Raises OutputExists, UploadFailed, StorageFailed."""
         self.refuse_overwrite(key, size_bytes=size_bytes, digest=digest)
-        client, enforced = self._client, self._enforcement.enforced()
         if size_bytes > self.single_put_bytes:
-            upload_id = self.begin(key, mime=mime)
-            try:
-                etags = self._put_parts(key, upload_id, file, size_bytes)
-                self.complete(key, upload_id, etags)
-            except BaseException:
-                self.abort(key, upload_id)
-                raise
-        else:
-            with self._unless_taken() as taken:
-                client.put_object(
-                    Bucket=self._bucket,
-                    Key=key,
-                    Body=file,
-                    ContentLength=size_bytes,
-                    ContentType=mime,
-                    ChecksumSHA256=checksum_of(digest),
-                    IfNoneMatch="*",
-                )
-            if enforced.digest and not taken:
-                return
+            self._put_in_parts(key, file, size_bytes=size_bytes, mime=mime)
+        elif self._put_whole(key, file, size_bytes=size_bytes, digest=digest, mime=mime):
+            return
         self.settle(key, size_bytes=size_bytes, digest=digest)
 
     def refuse_overwrite(self, key: str, *, size_bytes: int, digest: str) -> None:
@@ -130,6 +114,36 @@ class CreateOnce:
             raise StorageFailed(f"{key} went away while it was verified")
         with file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"  # type: ignore[arg-type]
+
+    def _put_whole(self, key: str, file: BinaryIO, *, size_bytes: int, digest: str, mime: str) -> bool:
+        """Whether it is stored and was checked; else `settle` tells."""
+        client = self._client
+        for wait_s in _CONFLICT_WAITS_S:
+            file.seek(0)
+            with self._unless_taken() as taken:
+                client.put_object(
+                    Bucket=self._bucket,
+                    Key=key,
+                    Body=file,
+                    ContentLength=size_bytes,
+                    ContentType=mime,
+                    ChecksumSHA256=checksum_of(digest),
+                    IfNoneMatch="*",
+                )
+            if not taken:
+                return self._enforcement.enforced().digest
+            if taken[0] not in bucket_errors.CONFLICT:
+                break
+            time.sleep(wait_s)  # another writer is at it: S3 knows only afterwards who was first
+        return False
+
+    def _put_in_parts(self, key: str, file: BinaryIO, *, size_bytes: int, mime: str) -> None:
+        upload_id = self.begin(key, mime=mime)
+        try:
+            self.complete(key, upload_id, self._put_parts(key, upload_id, file, size_bytes))
+        except BaseException:
+            self.abort(key, upload_id)
+            raise
 
     def _put_parts(self, key: str, upload_id: str, file: BinaryIO, size_bytes: int) -> list[str]:
         from s3transfer.utils import ReadFileChunk

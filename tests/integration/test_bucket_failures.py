@@ -336,3 +336,21 @@ def test_what_a_server_enforces_is_seen_by_misuse(
     assert Asking(client, bucket.name, state, failures, None).enforced() == found
     kept = state.proof(f"{bucket.server.endpoint}/{bucket.name}")
     assert kept == (found._asdict() if found.digest else None)  # what is not proven is asked again
+
+
+@pytest.mark.parametrize("conflicts", [1, 2])
+def test_a_writer_that_met_another_tries_again(bucket: Bucket, make: Make, conflicts: int) -> None:
+    """SeaweedFS answers 412 at once; S3 says 409 while it does not know yet who was first."""
+    left = [conflicts]
+    words = b"<Error><Code>ConditionalRequestConflict</Code><Message>conflict</Message></Error>"
+
+    def answer(asked: Asked) -> Answer | None:
+        if asked.method == "PUT" and KEY in asked.path and left[0]:
+            left[0] -= 1
+            return Answer(HTTPStatus.CONFLICT, {"content-type": "application/xml"}, words)
+        return None
+
+    with middleman(bucket.server.address, answer=answer) as between:
+        put(make(bucket, address=between.address), b"data")
+
+    assert (left, bucket.read(KEY)) == ([0], b"data")
