@@ -5,16 +5,23 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processor_runtime import protocol
 
-from apps.processors.envelope import new_execution_id
+from apps.processors import runs
+from apps.processors.door import Door
+from apps.processors.envelope import Envelope, Meta, Output, encode, new_execution_id
+from apps.storage.artifacts import RECEIPT, Artifacts
+from apps.storage.filesystem import FilesystemBackend
+from tests.integration.buckets import Bucket
 from tests.integration.middlemen import Line, line
 from tests.processors import add_processor
+from tests.runtime.conftest import TOKEN, launch
 from tests.shell import Outcome, Shell, copy_checkout
 
 REF = "test/reattach@1"
@@ -38,7 +45,7 @@ HANDLER = f"""
         if "open" in given:
             open(os.path.join(os.environ["THEORY_SCRATCH"], given["open"]), "w").close()
 """
-A_BIN = b"a" * MIB + MIDDLE + b"a" * MIB
+OUTPUTS = {"a.bin": b"a" * MIB + MIDDLE + b"a" * MIB, "b.bin": b"b"}
 DOCKER = pytest.param("docker", marks=pytest.mark.docker)
 on_both = pytest.mark.parametrize("place", ["process", DOCKER], indirect=True)
 
@@ -79,15 +86,18 @@ class Place:
         file.write_text(json.dumps(document))
 
     def stored(self, envelope: dict[str, Any]) -> dict[str, bytes]:
-        """The outputs of a success, held against its index and receipt."""
-        root = self.state / "artifacts"
-        index = json.loads((root / envelope["index_path"][1:]).read_text())
-        assert index["outputs"] == envelope["outputs"]
-        assert json.loads((root / envelope["index_path"][1:]).with_name("receipt.json").read_text()) == envelope
-        found = {Path(each["path"]).name: (root / each["path"][1:]).read_bytes() for each in envelope["outputs"]}
-        for each in envelope["outputs"]:
-            assert each["digest"] == "sha256:" + hashlib.sha256(found[Path(each["path"]).name]).hexdigest()
-        return found
+        return held(envelope, lambda key: (self.state / "artifacts" / key).read_bytes())
+
+
+def held(envelope: dict[str, Any], read: Callable[[str], bytes | None]) -> dict[str, bytes]:
+    """The outputs of a success, by name, held against its index and receipt."""
+    index_key = envelope["index_path"][1:]
+    assert json.loads(read(index_key) or b"")["outputs"] == envelope["outputs"]
+    assert json.loads(read(index_key.replace("outputs.json", "receipt.json")) or b"") == envelope
+    found = {each["path"].rpartition("/")[2]: read(each["path"][1:]) or b"" for each in envelope["outputs"]}
+    digests = ["sha256:" + hashlib.sha256(content).hexdigest() for content in found.values()]
+    assert digests == [each["digest"] for each in envelope["outputs"]]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +182,7 @@ def test_a_run_whose_line_is_cut_at_every_moment_ends_as_if_it_had_not_been(plac
     tokens = "".join(event["data"]["text"] for event in events if event["event"] == "token")
     assert tokens == "".join(f"{number} " for number in range(40)) + "up"
     assert place.times_run(envelope["execution_id"]) == 1
-    assert place.stored(envelope) == {"a.bin": A_BIN, "b.bin": b"b"}
+    assert place.stored(envelope) == OUTPUTS
     assert [event["event"] for event in events].count("output") == 2
 
 
@@ -185,7 +195,7 @@ def test_a_run_whose_line_is_cut_once_needs_no_more_than_a_moment(place: Place, 
 
     _, envelope = whole(done)
     assert place.middle.cuts_to_come == []
-    assert place.stored(envelope)["a.bin"] == A_BIN
+    assert place.stored(envelope) == OUTPUTS
     assert time.monotonic() - began < 5
 
 
@@ -196,6 +206,37 @@ def test_a_request_that_never_came_is_sent_again(place: Place) -> None:
 
     assert "reattached" not in [event["event"] for event in events]
     assert place.times_run(envelope["execution_id"]) == 1
+
+
+@pytest.mark.bucket
+@pytest.mark.parametrize("backend", ["s3", "minio"])
+def test_a_cut_line_loses_no_output_on_its_way_to_a_bucket(place: Place, bucket: Bucket, backend: str) -> None:
+    place.middle.cut_before(*[b'"type":"upload"', b'"type":"uploaded"'] * 2, b'"event":"output"', b'"type":"completed"')
+
+    done = place.cli(*place.words("--stream"), env=bucket.variables(backend), timeout_s=60)
+
+    events, envelope = whole(done)
+    assert place.middle.cuts_to_come == []
+    assert envelope["meta"]["transfer"] == "direct"
+    assert [event["event"] for event in events].count("output") == 2
+    assert held(envelope, bucket.read) == OUTPUTS
+
+
+@pytest.mark.bucket
+def test_a_second_terminal_and_the_first_agree_on_what_is_in_a_bucket(place: Place, bucket: Bucket) -> None:
+    gate, options = f"gate-{new_execution_id()}", ("--execution-id", new_execution_id(), "--stream")
+    words, env = place.words(*options, gate=gate), bucket.variables("s3")
+    first = place.cli.spawn(*words, env=env)
+    seen_first = follow(first, '"output"')
+    second = place.cli.spawn(*words, env=env)
+    seen_second = follow(second, '"reattached"')
+
+    place.open(gate)
+
+    one, two = ended(first, seen_first), ended(second, seen_second)
+    _, envelope = whole(one)
+    assert two.stdout == one.stdout
+    assert held(envelope, bucket.read) == OUTPUTS
 
 
 @on_both
@@ -213,7 +254,7 @@ def test_a_second_terminal_follows_the_execution_of_the_first(place: Place) -> N
     assert two.status == 0
     assert two.stdout == one.stdout
     assert place.times_run(envelope["execution_id"]) == 1
-    assert place.stored(envelope) == {"a.bin": A_BIN, "b.bin": b"b"}
+    assert place.stored(envelope) == OUTPUTS
 
 
 def test_a_second_terminal_with_other_inputs_is_refused_and_disturbs_nobody(place: Place) -> None:
@@ -297,7 +338,7 @@ def test_after_kill_9_the_same_id_again_takes_up_what_runs(place: Place) -> None
     events, envelope = whole(ended(again, seen))
     assert "".join(event["data"]["text"] for event in events if event["event"] == "token").startswith("0 1 2 ")
     assert place.times_run(execution_id) == 1
-    assert place.stored(envelope) == {"a.bin": A_BIN, "b.bin": b"b"}
+    assert place.stored(envelope) == OUTPUTS
 
 
 def test_ctrl_c_while_the_line_is_down_reaches_the_execution_when_it_is_up(place: Place) -> None:
@@ -330,3 +371,38 @@ def test_a_processor_that_was_started_anew_has_lost_the_execution(place: Place) 
     done = ended(process, seen)
 
     assert (done.status, done.documents[-1]["error"]["code"]) == (1, "ERR_EXECUTION_LOST"), done
+
+
+def test_the_receipt_of_who_was_first_is_the_answer(tmp_path: Path) -> None:
+    runtime = launch(tmp_path / "app", "def run(context): context.write('a.txt', 'a')", outputs=[{"path": "a.txt"}])
+    backend = FilesystemBackend(tmp_path / "artifacts")
+    backend.check()
+    known = runs.Known(new_execution_id(), "test/echo@1", Meta(mode="mock"))
+    known.write_prefix = f"/artifacts/{known.execution_id}/"
+    first: list[Envelope] = []
+
+    def finish_first(event: Mapping[str, Any]) -> None:
+        """What another controller would have done, had it followed too and been quicker."""
+        if event["event"] == "output":
+            output = Output(**event["data"], mime="text/plain")
+            index = known.write_prefix + "outputs.json"
+            first.append(Envelope(known.execution_id, known.ref, Meta(transfer="direct"), (output,), index))
+            receipt = encode(first[0].document())
+            writer = backend.create(f"{known.write_prefix}{RECEIPT}"[1:], mime="")
+            writer.write(receipt)
+            writer.commit(size_bytes=len(receipt), digest="sha256:" + hashlib.sha256(receipt).hexdigest())
+
+    try:
+        envelope = runs.execute(
+            protocol.Run(known.execution_id, "mock", {}, known.write_prefix, 60.0),
+            Door(f"ws://127.0.0.1:{runtime.port}{protocol.PATH}", {"Authorization": f"Bearer {TOKEN}"}),
+            known=known,
+            artifacts=Artifacts(backend, known.write_prefix),
+            identify=lambda hello: None,
+            on_event=finish_first,
+        )
+    finally:
+        runtime.stop()
+
+    assert envelope.document() == first[0].document()
+    assert set(held(envelope.document(), lambda key: (backend.root / key).read_bytes())) == {"a.txt"}

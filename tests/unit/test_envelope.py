@@ -8,7 +8,7 @@ import pytest
 from processor_runtime.protocol import EXECUTION_ID
 
 from apps.errors import TimedOut
-from apps.processors.envelope import Envelope, Meta, Output, encode, index_document, new_execution_id, now
+from apps.processors.envelope import Envelope, Meta, Output, decode, encode, index_document, new_execution_id, now
 from apps.processors.management.commands._base import Result, SubcommandCommand
 
 DIGEST = "sha256:" + "0" * 64
@@ -104,6 +104,16 @@ def test_encoded_documents_are_one_line_of_ascii_that_reads_back() -> None:
     assert data.isascii()
     assert b"\n" not in data
     assert json.loads(data) == odd
+
+
+@pytest.mark.parametrize("meta", [META, Meta(), META._replace(secrets_present=())])
+def test_a_receipt_reads_back_to_its_envelope(meta: Meta) -> None:
+    envelope = SUCCESS._replace(meta=meta)
+
+    again = decode(encode(envelope.document()))
+
+    assert again.meta == meta
+    assert again.document() == envelope.document()
 
 
 def test_a_number_that_json_does_not_have_is_refused() -> None:

@@ -261,6 +261,40 @@ def test_numbers_go_on_after_a_gap(length: int, after: int) -> None:
     assert side.next_seq == length + after
 
 
+@pytest.mark.parametrize(("seq", "first", "last"), [(5, 2, 5), (5, 1, 4), (0, 1, 0), (5, "1", 5), (5, None, None)])
+def test_a_gap_that_does_not_fit_is_refused(seq: int, first: object, last: object) -> None:
+    with pytest.raises(ProtocolError, match="where 1 was due"):
+        accepted_side().receive(event(seq, "gap", **{"from": first, "to": last}))
+
+
+def attached_side(after: int) -> ControllerSide:
+    side = ControllerSide()
+    side.receive(encode(HELLO))
+    assert decode_controller(side.attach(Attach(ID, after))) == Attach(ID, after)
+    return side
+
+
+@given(st.integers(0, 50))
+def test_who_attaches_gets_the_events_after_those_that_it_has(after: int) -> None:
+    side = attached_side(after)
+    side.receive(encode(Accepted(ID, "")))
+
+    side.receive(event(after + 1))
+
+    assert side.next_seq == after + 2
+    with pytest.raises(ProtocolError, match="was due"):
+        side.receive(event(after + 1))
+
+
+def test_one_connection_asks_once() -> None:
+    with pytest.raises(ProtocolError, match="once"):
+        attached_side(0).attach(Attach(ID, 0))
+    with pytest.raises(ProtocolError, match="once"):
+        attached_side(0).run(Run(ID, "mock", {}, "/artifacts/a/", 1.0))
+    with pytest.raises(ProtocolError, match="after hello"):
+        ControllerSide().attach(Attach(ID, 0))
+
+
 def granted_side(size_bytes: int) -> ControllerSide:
     side = accepted_side()
     side.receive(encode(UPLOAD._replace(size_bytes=size_bytes)))
