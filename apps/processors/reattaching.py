@@ -55,7 +55,12 @@ def reattach(execution: Following, door: Door, *, is_gone: Callable[[], bool]) -
                 if not isinstance(exc, Unreachable):
                     raise
                 until, pause_s = time.monotonic() + WITHIN_S, FIRST_PAUSE_S
-            elif is_gone() or time.monotonic() > until:
+            elif _leads_elsewhere(exc) or is_gone() or time.monotonic() > until:
                 raise Unreachable(str(exc)) from exc
         execution.wait(pause_s)
         pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+
+
+def _leads_elsewhere(exc: Exception) -> bool:
+    """Whether what answers knows nothing of this door, which was open before: its session on Modal is over, say."""
+    return isinstance(exc, ConnectionFailed) and 400 <= exc.details.get("status", 0) < 500

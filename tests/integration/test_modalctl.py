@@ -254,6 +254,24 @@ def test_a_run_wakes_a_deployment_that_was_scaled_to_zero(modal_shop: ModalShop,
     assert modal_shop.output(done.document) == "awake"
 
 
+def test_a_run_whose_connection_breaks_comes_back_to_the_container_that_has_it(
+    modal_shop: ModalShop, modal_service: ModalService
+) -> None:
+    modal_service.faults(replicas=2)
+    modal_shop.started(modal_shop.images[0])
+    moments = ['"accepted"', '"hello"', '"seq":3,', '"reattached"', '"upload"', '"uploaded"', '"completed"']
+    modal_service.faults(replicas=2, breaks=moments)
+
+    done = modal_shop.run("--stream", text="one two three four", pause_s=0.1)
+
+    *events, envelope = done.documents
+    assert (done.status, envelope["status"]) == (0, "success"), done
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert "".join(event["data"]["text"] for event in events if event["event"] == "token") == "one two three four "
+    assert [event["event"] for event in events].count("reattached") >= 4
+    assert modal_shop.output(envelope) == "one two three four"
+
+
 def test_more_than_a_deployment_takes_is_busy(modal_shop: ModalShop, modal_service: ModalService) -> None:
     modal_shop.started(modal_shop.images[0])
     modal_service.faults(busy=True)

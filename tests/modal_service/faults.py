@@ -38,6 +38,8 @@ class Faults:
     """No container that starts from now on is ever found to listen."""
     busy: bool = False
     """429 for everything but session control."""
+    breaks: list[str] = field(default_factory=list)
+    """A connection breaks before the first of these comes from a container, the next before the second, and so on."""
     replicas: int = 0
     """At least so many containers serve a server."""
     keep_old: bool = False
@@ -64,6 +66,13 @@ class Faults:
         for name, value in changes.items():
             setattr(self, name, value)
         self.met.clear()
+
+    def break_before(self, piece: bytes) -> bool:
+        """Whether the connection shall break, once for each of `breaks`."""
+        if not self.breaks or self.breaks[0].encode() not in piece:
+            return False
+        del self.breaks[0]
+        return True
 
     async def before(self, rpc: str) -> None:
         """What befalls an RPC on arrival. Raises GRPCError."""

@@ -211,6 +211,9 @@ class Gate:
     async def _answered(self, replica: Replica, back: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while piece := await back.read(_PIECE):
+                if self._faults.break_before(piece):
+                    writer.transport.abort()
+                    return
                 writer.write(self._reported(piece, replica))
                 await writer.drain()
 

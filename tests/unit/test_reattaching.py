@@ -82,7 +82,7 @@ def test_pauses_grow_up_to_the_longest(play: Any) -> None:
     assert script.asked == 8
 
 
-@pytest.mark.parametrize("failure", [REFUSED, ConnectionFailed("HTTP 502"), Busy("HTTP 429")])
+@pytest.mark.parametrize("failure", [REFUSED, ConnectionFailed("HTTP 502", details={"status": 502}), Busy("HTTP 429")])
 def test_a_door_that_stays_shut_is_given_up_in_time(play: Any, failure: Exception) -> None:
     script = Script(failure)
 
@@ -95,6 +95,15 @@ def test_a_door_that_stays_shut_is_given_up_in_time(play: Any, failure: Exceptio
 def test_a_processor_that_has_ended_is_given_up_at_once(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script(REFUSED)
     monkeypatch.setattr(script, "is_gone", lambda: True)
+
+    with pytest.raises(Unreachable):
+        play(script)
+
+    assert script.pauses == []
+
+
+def test_a_door_that_leads_elsewhere_is_given_up_at_once(play: Any) -> None:
+    script = Script(ConnectionFailed("HTTP 404", details={"status": 404}))
 
     with pytest.raises(Unreachable):
         play(script)
