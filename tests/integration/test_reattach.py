@@ -34,6 +34,8 @@ HANDLER = f"""
         given = context.inputs
         context.log("ran")
         print("ran", context.execution_id, flush=True)
+        if "file" in given:
+            context.log(str(os.path.getsize(given["file"])))
         for number in range(given.get("count", 0)):
             context.token(f"{{number}} ")
             time.sleep(given.get("pause_s", 0.01))
@@ -206,6 +208,19 @@ def test_a_request_that_never_came_is_sent_again(place: Place) -> None:
 
     assert "reattached" not in [event["event"] for event in events]
     assert place.times_run(envelope["execution_id"]) == 1
+
+
+def test_an_input_that_is_cut_on_its_way_comes_again(place: Place) -> None:
+    file = place.state / "artifacts/artifacts/in/large.bin"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(bytes(9 * MIB))
+    place.middle.cut_before(b'"type":"fetch"', b'"type":"pull"', b'"offset":4194304,', b'"type":"fetch"')
+
+    done = place.run("--stream", file={"$artifact": "/artifacts/in/large.bin"})
+
+    events, _ = whole(done)
+    assert place.middle.cuts_to_come == []
+    assert str(9 * MIB) in [event["data"].get("message") for event in events]
 
 
 @pytest.mark.bucket

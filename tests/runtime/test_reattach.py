@@ -9,8 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processor_runtime.fetches import Fetches
 from processor_runtime.followers import MAX_FOLLOWERS
-from processor_runtime.protocol import Cancel, Completed, Credit, Event, Grant, Stored, Upload, Uploaded, encode
+from processor_runtime.protocol import (
+    Cancel,
+    Completed,
+    Credit,
+    Event,
+    Grant,
+    Refused,
+    Source,
+    Stored,
+    Unavailable,
+    Upload,
+    Uploaded,
+    encode,
+)
+from processor_runtime.uploads import Spooled, Uploads
 from websockets.exceptions import ConnectionClosed
 
 from tests.runtime.conftest import Result, Runtime, Session, execution_id, launch
@@ -589,3 +604,67 @@ def test_a_direct_upload_is_broken_off_with_its_connection_and_asked_again(runti
 
     assert broken
     assert len(second.result.files["a.bin"]) == 300 * MIB
+
+
+# a word that crosses the change of who is asked
+
+
+class Deaf:
+    """A courier that keeps what it is to say."""
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+
+    def ask(self, message: Any) -> None:
+        self.said.append(message)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    async def send_chunk(self, data: bytes) -> None:
+        self.said.append(data)
+
+
+def unexpected(failure: Any) -> None:
+    raise AssertionError(failure)
+
+
+@pytest.mark.parametrize("late", [Grant(1, "relay", credit=10), Stored(1), Refused(1, {"code": "ERR_STORAGE"})])
+def test_a_late_word_of_an_upload_is_no_fault_of_who_says_it(tmp_path: Path, late: Any) -> None:
+    (tmp_path / "1").write_bytes(b"a")
+
+    async def scene() -> list[Any]:
+        courier, stored = Deaf(), list[str]()
+        uploads = Uploads("id", tmp_path, courier, stored=lambda output: stored.append(output.path), failed=unexpected)
+        uploads.add(Spooled("a.bin", "1", 1, "sha256:", "text/plain"))
+        await asyncio.sleep(0)
+        if not isinstance(late, Grant):
+            uploads.receive(Grant(1, "relay", credit=10))
+            while len(courier.said) < 3:  # noqa: ASYNC110  asked, sent, said so
+                await asyncio.sleep(0)
+        uploads.restart(ready=True)
+        uploads.receive(late)
+        await asyncio.sleep(0.01)
+        uploads.abort()
+        assert stored == []
+        return courier.said
+
+    assert [message.upload for message in asyncio.run(scene()) if isinstance(message, Upload)] == [1, 2]
+
+
+@pytest.mark.parametrize("late", [Source(1, 1, "sha256:"), Unavailable(1, {"code": "ERR_STORAGE"})])
+def test_a_late_word_of_a_fetch_is_no_fault_of_who_says_it(tmp_path: Path, late: Any) -> None:
+    async def scene() -> list[Any]:
+        courier = Deaf()
+        fetches = Fetches(
+            "id", ("/artifacts/a",), tmp_path, courier, reserve=lambda size: True, done=lambda: None, failed=unexpected
+        )
+        fetches.start()
+        await asyncio.sleep(0)
+        fetches.restart(ready=True)
+        fetches.receive(late)
+        await asyncio.sleep(0.01)
+        fetches.abort()
+        return courier.said
+
+    assert [message.fetch for message in asyncio.run(scene())] == [1, 2]

@@ -90,6 +90,7 @@ class Fetches:
             task.cancel()
         self._waiting.extendleft(reversed(self._tasks.values()))
         self._tasks.clear()
+        self._under_way.clear()  # what is said of them from here on is late
         self._next()
 
     def abort(self) -> None:
@@ -98,6 +99,7 @@ class Fetches:
         self._on_done, self._on_failed = _nobody, _nobody
         for task in self._tasks:
             task.cancel()
+        self._under_way.clear()
 
     def receive(self, message: Source | Unavailable) -> None:
         """What the controller says of one fetch. Raises ProtocolError."""
@@ -156,7 +158,7 @@ class Fetches:
         except OSError as exc:
             raise _unwritten(path, exc) from exc
         finally:
-            del self._under_way[number]
+            self._under_way.pop(number, None)
 
     async def _fill(self, path: str, number: int, source: Source, under_way: _UnderWay) -> None:
         file = Arriving(self._folder / self.files[path], source.size_bytes)
