@@ -1,5 +1,6 @@
 """What answers at the URL of a deployment: one GET, and the wait until it is the image that was deployed."""
 
+import contextlib
 import http.client
 import json
 import time
@@ -22,6 +23,8 @@ SETTLE_S: Final = 15.0
 
 _PAUSE_S: Final = 1.0
 _SAY_S: Final = 10.0
+_MOST: Final = 8
+"""Containers that are asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +82,27 @@ class Door:
     headers: Mapping[str, str]
 
 
-def current(door: Door, target: Target, *, timeout_s: float) -> Answer:
-    """What a container of the app says of itself now; one is brought up where none runs."""
+def current(door: Door, target: Target, *, timeout_s: float) -> list[Answer]:
+    """What the app's containers say of themselves now; one is brought up where none runs.
+
+    Empty when none answers within `timeout_s`; one answer alone where the credentials are refused.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
-        answer = _in_a_session(door, target, max(deadline - time.monotonic(), 1.0))
-        if answer.status in (200, 401) or time.monotonic() > deadline:
-            return answer
+        (first,) = _ask_containers(door, target, 1, max(deadline - time.monotonic(), 1.0))
+        if first.status == 401:
+            return [first]
+        if first.status == 200:
+            return _everywhere(door, target, first)
+        if time.monotonic() > deadline:
+            return []
         time.sleep(_PAUSE_S)
 
 
 def await_digest(
     door: Door, target: Target, digest: str, *, timeout_s: float, is_new_token: bool, progress: Progress
 ) -> None:
-    """Return when a container of the image `digest` answers.
+    """Return when every container that can be found answers as the image `digest`.
 
     Raises TimedOut, saying what answered instead, and Unauthorized.
     """
@@ -100,9 +110,12 @@ def await_digest(
     settled = began + (SETTLE_S if is_new_token else 0.0)
     last = Answer(None, {})
     while (left := began + timeout_s - time.monotonic()) > 0:
-        answer = _in_a_session(door, target, left)
+        (answer,) = _ask_containers(door, target, 1, left)
         if answer.digest == digest:
-            return
+            others = [each for each in _everywhere(door, target, answer) if each.digest != digest]
+            if not others:
+                return
+            answer = others[0]
         last = answer if answer.status else last
         now = time.monotonic()
         if answer.status == 401 and now > settled:
@@ -114,19 +127,34 @@ def await_digest(
     raise TimedOut(f"{door.app} did not answer as {digest} within {timeout_s:.0f} s: {last} answered")
 
 
-def _in_a_session(door: Door, target: Target, left_s: float) -> Answer:
-    """One GET at /healthz. A session of its own each time: the last one may be on a container that goes."""
+def _everywhere(door: Door, target: Target, first: Answer) -> list[Answer]:
+    """What as many sessions hear at once as there are containers: each new one is on the least busy of them."""
     try:
-        token = target.open_session(door.app, idle_s=IDLE_S, timeout_s=min(left_s, _SAY_S))
+        count = min(len(target.containers(door.app)), _MOST)
     except Unavailable:
-        raise
-    except (TimedOut, ModalFailed):
-        return Answer(None, {})  # no container yet, or none that stays up
-    try:
-        return ask(f"{door.url}/healthz", {**door.headers, **session_header(token)})
-    finally:
-        if token:
-            target.close_session(door.app, token)
+        count = 1
+    if count < 2:
+        return [first]
+    answers = _ask_containers(door, target, count, _SAY_S)
+    return [answer for answer in answers if answer.status is not None] or [first]
+
+
+def _ask_containers(door: Door, target: Target, count: int, left_s: float) -> list[Answer]:
+    """GET /healthz in so many sessions, all open at the same time."""
+    answers = []
+    with contextlib.ExitStack() as sessions:
+        for _ in range(count):
+            try:
+                token = target.open_session(door.app, idle_s=IDLE_S, timeout_s=min(left_s, _SAY_S))
+            except Unavailable:
+                raise
+            except (TimedOut, ModalFailed):
+                answers.append(Answer(None, {}))  # no container yet, or none that stays up
+                continue
+            if token:
+                sessions.callback(target.close_session, door.app, token)
+            answers.append(ask(f"{door.url}/healthz", {**door.headers, **session_header(token)}))
+    return answers
 
 
 def session_header(token: str | None) -> dict[str, str]:

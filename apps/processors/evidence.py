@@ -111,13 +111,20 @@ def _of_record(expected: str, tagged: str | None, versions: tuple[Version, ...])
 
 def _of_container(door: answering.Door, expected: str, target: Target, timeout_s: float) -> Piece:
     try:
-        answer = answering.current(door, target, timeout_s=timeout_s)
+        answers = answering.current(door, target, timeout_s=timeout_s)
     except OperationError as exc:
         return Piece(ABSENT, None, f"no container could be asked: {exc}")
-    if answer.status == 401:
+    if not answers:
+        return Piece(ABSENT, None, f"no container answered within {timeout_s:g} s")
+    if answers[0].status == 401:
         raise answering.refused()
-    if answer.digest is None:
-        return Piece(ABSENT, None, f"the container does not report its image: {answer} answered")
-    if answer.digest != expected:
-        return Piece(DIFFERS, answer.digest, f"the running container reports {answer.digest}")
-    return Piece(AGREES, answer.digest, "the running container reports it")
+    many = len(answers) > 1
+    for answer in answers:
+        if answer.digest is not None and answer.digest != expected:
+            return Piece(DIFFERS, answer.digest, f"{'a' if many else 'the'} running container reports {answer.digest}")
+    for answer in answers:
+        if answer.digest is None:
+            return Piece(ABSENT, None, f"{'a' if many else 'the'} container does not report its image: {answer}")
+    return Piece(
+        AGREES, expected, f"{len(answers)} running containers report it" if many else "the running container reports it"
+    )

@@ -1,6 +1,6 @@
 #!/bin/sh
 # lanes.sh pull_request|main_line|deploy [REF...]: what CI does to processors; without refs, to all of them.
-# Called in the root of a checkout, with processorctl and localctl on the PATH, and Docker at hand. See README.md here.
+# Called in the root of a checkout, with our three commands on the PATH, and Docker at hand. See README.md here.
 set -eu
 
 # Build for the platform of this machine, start, run without keys or network.
@@ -34,10 +34,22 @@ main_line() {
     git push --quiet origin "HEAD:$GIT_BRANCH"
 }
 
-# Of what was pinned, nothing else: what the registry has under the digests is what is started.
+# Of what was pinned, nothing else: what the registry has under the digests is what is started. DEPLOY_TO is the Modal
+# environment; without it nothing is started.
 deploy() {
     for ref in "$@"; do
         processorctl verify --ref "$ref"
+        if [ -n "${DEPLOY_TO:-}" ]; then
+            shown=$(processorctl show --ref "$ref" --json)
+            oci=$(echo "$shown" | python3 -c 'import json, sys; print(json.load(sys.stdin)["image"]["pins"]["linux/amd64"] or "")')
+            if [ -z "$oci" ]; then
+                echo "$ref has no pin for amd64: it is not deployed" >&2
+                continue
+            fi
+            modalctl start --ref "$ref" --env "$DEPLOY_TO" --oci "$oci"
+            modalctl sync-secrets --ref "$ref" --env "$DEPLOY_TO" --fail-on-missing
+            modalctl verify-digest --ref "$ref" --env "$DEPLOY_TO" --oci "$oci"
+        fi
     done
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.modal_services import ModalService
 from tests.integration.registries import Registry, registry
 from tests.integration.test_build import git
 from tests.processors import add_processor
@@ -55,13 +56,14 @@ class Job:
     shell: Shell
     registry: Registry
 
-    def __call__(self, *words: str) -> Outcome:
-        """`sh docs/ci/lanes.sh WORDS…`"""
+    def __call__(self, *words: str, **more: str) -> Outcome:
+        """`sh docs/ci/lanes.sh WORDS…`, `more` in the environment."""
         own = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PROCESSOR_REPOSITORY_PREFIX": self.registry.repository("org"),
             "GIT_BRANCH": "main",
             "GIT_USER": "x",
+            **more,
         }
         environment = self.shell.environment(own)
         del environment["THEORY_ROOT"]  # in CI the checkout is where one stands
@@ -124,7 +126,9 @@ def test_a_pull_request_with_a_broken_handler_fails_and_leaves_nothing_running(o
     assert job.shell("localctl", "status", "--json").document["containers"] == []
 
 
-def test_the_main_line_pushes_pins_and_commits_and_what_it_pinned_can_be_deployed(origin: Origin) -> None:
+def test_the_main_line_pushes_pins_and_commits_and_what_it_pinned_can_be_deployed(
+    origin: Origin, modal_service: ModalService
+) -> None:
     done = origin.job("main-line")("main_line", REF)
 
     assert done.status == 0, done
@@ -134,7 +138,9 @@ def test_the_main_line_pushes_pins_and_commits_and_what_it_pinned_can_be_deploye
     assert all((pin or "").startswith(origin.registry.repository("org/lane@sha256:")) for pin in pins.values())
 
     # another job, which shares no folder with the first
-    assert origin.job("deploy")("deploy", REF).status == 0
+    deployed = origin.job("deploy")("deploy", REF, DEPLOY_TO="staging", **modal_service.environment)
+    assert deployed.status == 0, deployed
+    assert f"test-lane-v1 is {str(pins['amd64']).partition('@')[2]}" in deployed.stdout
 
     # and once more: the same images, nothing to send, nothing to commit
     again = origin.job("again")("main_line", REF)

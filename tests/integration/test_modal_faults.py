@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.commands.workshop import until
 from tests.integration.modal_services import ModalService, running_modal_service
 from tests.integration.modal_shop import DEV, ModalShop, digest
 from tests.shell import Outcome
@@ -183,6 +184,28 @@ def test_with_two_replicas_a_session_stays_on_one(modal_shop: ModalShop, modal_s
     said = [modal_shop.said(text=f"run {number}") for number in range(4)]
 
     assert said == [f"run {number}" for number in range(4)]
+
+
+def test_a_deployment_that_old_containers_serve_beside_is_not_taken_for_done(
+    modal_shop: ModalShop, modal_service: ModalService, serving: str
+) -> None:
+    modal_service.faults(keep_old=True)
+
+    done = modal_shop.start(modal_shop.images[1], "--timeout", "8")
+
+    assert (done.status, done.document["error"]["code"]) == (1, "ERR_RUNTIME")
+    assert f"the image {serving} answered" in done.document["error"]["message"]
+
+
+def test_all_of_several_containers_are_asked_for_their_image(
+    modal_shop: ModalShop, modal_service: ModalService, serving: str
+) -> None:
+    modal_service.faults(replicas=2)
+    until(lambda: len(modal_service.containers()) == 2, "second container")
+
+    done = modal_shop.ctl("verify-digest", "--oci", modal_shop.images[0])
+
+    assert done.document["evidence"]["running"]["says"] == "2 running containers report it"
 
 
 # evidence

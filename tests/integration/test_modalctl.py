@@ -4,9 +4,11 @@ import json
 import os
 import stat
 import time
+from typing import Any
 
 import pytest
 
+from apps.processors.envelope import new_execution_id
 from tests.commands.workshop import until
 from tests.integration.modal_services import ModalService
 from tests.integration.modal_shop import DEV, KEY, ModalShop, digest, status_of
@@ -240,6 +242,29 @@ def test_no_login_and_no_environment_are_told_as_what_they_are(modal_shop: Modal
     }
 
 
+def test_a_pull_secret_that_is_not_there_stops_a_start_before_it_deploys(
+    modal_shop: ModalShop, modal_service: ModalService
+) -> None:
+    image = json.loads(modal_shop.registry_yaml.read_text())["image"]
+    modal_shop.change(image={**image, "pull_secret": "ghcr-pull"})
+
+    done = modal_shop.start(modal_shop.images[0])
+
+    assert (done.status, done.document["error"]["code"]) == (78, "ERR_CONFIG")
+    assert done.document["error"]["hint"].startswith("modal secret create --env dev ghcr-pull REGISTRY_USERNAME=")
+    assert modal_service.apps() == []
+
+
+def test_an_image_builder_that_would_change_the_image_is_refused(
+    modal_shop: ModalShop, modal_service: ModalService
+) -> None:
+    done = modal_shop.start(modal_shop.images[0], env={"MODAL_IMAGE_BUILDER_VERSION": "2024.10"})
+
+    assert (done.status, done.document["error"]["code"]) == (78, "ERR_CONFIG")
+    assert "2024.10" in done.document["error"]["message"]
+    assert modal_service.apps() == []
+
+
 # running
 
 
@@ -327,6 +352,27 @@ def test_one_digest_gives_the_same_here_and_there(modal_shop: ModalShop) -> None
     differ = {key for key in here["meta"] if here["meta"][key] != there["meta"][key]}
     assert differ <= {"adapter", "engine", "started_at", "duration_ms"}
     assert (there["meta"]["adapter"], there["meta"]["engine"]) == ("modal", "modal")
+
+
+def test_a_run_whose_client_was_killed_goes_on_where_it_was(modal_shop: ModalShop, modal_service: ModalService) -> None:
+    modal_service.faults(replicas=2)
+    modal_shop.started(modal_shop.images[0])
+    execution_id = new_execution_id()
+    words = ("run", "--ref", modal_shop.ref, "--env", "dev", "--execution-id", execution_id, "--stream", "--json")
+    params: dict[str, Any] = {"text": "one two three four five six seven", "pause_s": 0.7}
+    given = ("--inputs-json", json.dumps({"schema": "v1", "params": params}))
+    first = modal_shop.shell.spawn("modalctl", *words, *given)
+    assert first.stdout
+    started_at = next(json.loads(line)["ts"] for line in first.stdout if '"token"' in line)
+    first.kill()
+    first.communicate()
+
+    again = modal_shop.run("--execution-id", execution_id, **params)
+
+    assert again.status == 0, again
+    assert modal_shop.output(again.document) == params["text"]
+    assert again.document["meta"]["started_at"] <= started_at
+    assert modal_shop.tokens()["sessions"] == {}
 
 
 # state, logs, stop

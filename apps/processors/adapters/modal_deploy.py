@@ -5,9 +5,10 @@ import math
 from typing import Any, Final
 
 from apps.errors import ConfigurationError, ImagePullFailed, ModalFailed
+from apps.processors.adapters import modal_rpc
 from apps.processors.adapters.base import Progress
 from apps.processors.adapters.modal_line import CONTROL_S, Line, words
-from apps.processors.adapters.target import Plan
+from apps.processors.adapters.target import Plan, Unavailable
 
 SERVER: Final = "Server"
 """What the one thing in each of our apps is called."""
@@ -105,21 +106,18 @@ def refuse_old_builder(line: Line) -> None:
     """Raises ConfigurationError when images would be changed on their way: their digest would prove nothing."""
 
     async def ask() -> str:
-        import modal
         from modal.config import config
 
-        override = config.get("image_builder_version")
-        if override:
-            return str(override)
-        environment = modal.Environment.from_name(line.environment)
-        settings = await environment.settings.get.aio() if hasattr(environment, "settings") else None
-        return str(getattr(settings, "image_builder_version", "") or "")
+        return str(config.get("image_builder_version") or await modal_rpc.image_builder(line.environment))
 
-    version = line.ask(ask, timeout_s=CONTROL_S, doing="tell its image builder")
+    try:
+        version = line.ask(ask, timeout_s=CONTROL_S, doing="tell its image builder")
+    except Unavailable:
+        return  # what is deployed is asked for its digest anyway
     if version and version != "PREVIEW" and version < BUILDER:
         raise ConfigurationError(
             f"the image builder {version} of Modal's environment {line.environment} adds packages to images",
-            hint=f"set it to {BUILDER} or later in the environment's settings",
+            hint=f"set it to {BUILDER} or later in the environment's settings; unset MODAL_IMAGE_BUILDER_VERSION",
         )
 
 

@@ -83,6 +83,12 @@ async def roll_over(app_id: str) -> None:
     await call("AppRollover", "AppRolloverRequest", app_id=app_id)
 
 
+async def image_builder(environment: str) -> str:
+    """The version of what makes images there."""
+    answer = await call("EnvironmentGetOrCreate", "EnvironmentGetOrCreateRequest", deployment_name=environment)
+    return str(answer.metadata.settings.image_builder_version)
+
+
 async def remove_keys(secret_id: str, names: frozenset[str]) -> None:
     """Remove variables of a secret: an update without a value."""
     updates = [{"key": name} for name in sorted(names)]
