@@ -3,7 +3,7 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,12 @@ import pytest
 
 from tests.integration.buckets import Bucket, bucket_server
 from tests.integration.middlemen import Answer, Asked, line, middleman
-from tests.integration.writers import MIB, Writer, hold_together, key, last, writer
+from tests.integration.writers import MIB, Writer, hold_together, key, last
 from tests.places import need_program, small_disk
 
 pytestmark = pytest.mark.bucket
 
 LARGE = {"a.bin": 5, "b.bin": 200 * MIB}  # written in the order of their names
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Writer]:
-    with writer(tmp_path_factory.mktemp("writer"), "process") as made:
-        yield made
 
 
 def by(bucket: Bucket, address: str) -> dict[str, str]:
@@ -42,11 +36,11 @@ def partial(envelope: dict[str, Any]) -> list[str]:
     return [each["path"].rpartition("/")[2] for each in envelope["partial_outputs"]]
 
 
-def test_a_server_that_is_killed_and_started_again_gets_the_output(place: Writer, tmp_path: Path) -> None:
+def test_a_server_that_is_killed_and_started_again_gets_the_output(process_writer: Writer, tmp_path: Path) -> None:
     with bucket_server(tmp_path) as server, line(server.address) as way:
         bucket = server.make_bucket()
         way.rate_bytes_s = 100 * MIB
-        process = place.spawn(LARGE, by(bucket, way.address))
+        process = process_writer.spawn(LARGE, by(bucket, way.address))
         until(lambda: way.upward_bytes > 50 * MIB, process)
 
         server.kill()
@@ -58,7 +52,7 @@ def test_a_server_that_is_killed_and_started_again_gets_the_output(place: Writer
         hold_together(envelope, bucket)
 
 
-def test_one_of_three_requests_answered_503_fails_nothing(place: Writer, bucket: Bucket) -> None:
+def test_one_of_three_requests_answered_503_fails_nothing(process_writer: Writer, bucket: Bucket) -> None:
     asked = [0]
 
     def answer(_: Asked) -> Answer | None:
@@ -66,36 +60,36 @@ def test_one_of_three_requests_answered_503_fails_nothing(place: Writer, bucket:
         return Answer(503, {"x-amz-request-id": "1"}) if asked[0] % 3 == 0 else None
 
     with middleman(bucket.server.address, answer=answer) as between:
-        envelope = place.run({f"many/{number}.bin": 1000 for number in range(30)}, by(bucket, between.address))
+        envelope = process_writer.run({f"many/{number}.bin": 1000 for number in range(30)}, by(bucket, between.address))
 
         assert envelope["status"] == "success", envelope
         assert sum(status == 503 for _, status in between.asked) >= 14
     hold_together(envelope, bucket)
 
 
-def test_an_upload_whose_answer_was_lost_counts(place: Writer, bucket: Bucket) -> None:
+def test_an_upload_whose_answer_was_lost_counts(process_writer: Writer, bucket: Bucket) -> None:
     with line(bucket.server.address) as way:
         way.fault("cut", upward=False, connections=1)
 
-        envelope = place.run({"a.bin": 5}, by(bucket, way.address))
+        envelope = process_writer.run({"a.bin": 5}, by(bucket, way.address))
 
         assert envelope["status"] == "success", envelope
         assert envelope["meta"]["transfer"] == "direct"
     hold_together(envelope, bucket)
 
 
-def test_a_way_that_is_cut_now_and_then_delays_only(place: Writer, bucket: Bucket) -> None:
+def test_a_way_that_is_cut_now_and_then_delays_only(process_writer: Writer, bucket: Bucket) -> None:
     with line(bucket.server.address) as way:
         way.fault("cut", after_bytes=60 * MIB, connections=2)
 
-        envelope = place.run(LARGE, by(bucket, way.address))
+        envelope = process_writer.run(LARGE, by(bucket, way.address))
 
         assert envelope["status"] == "success", envelope
     hold_together(envelope, bucket)
 
 
 def test_what_goes_on_failing_ends_the_run_and_leaves_no_index(
-    place: Writer, bucket: Bucket, tmp_path: Path, request: pytest.FixtureRequest
+    process_writer: Writer, bucket: Bucket, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     # Three at once: each is given half a minute before it is given up.
     disk = small_disk(tmp_path / "disk", size="80m")
@@ -106,9 +100,9 @@ def test_what_goes_on_failing_ends_the_run_and_leaves_no_index(
     with line(bucket.server.address) as way, bucket_server(tmp_path / "server", data=full) as small:
         way.cut_every_bytes = 10 * MIB
         narrow = small.make_bucket()
-        cut = place.spawn(LARGE, by(bucket, way.address))
-        crowded = place.spawn(LARGE, narrow.variables("s3"))
-        deserted = place.spawn({"a.bin": 5, "b.bin": 5}, gone.variables("s3"), pause_s=4)
+        cut = process_writer.spawn(LARGE, by(bucket, way.address))
+        crowded = process_writer.spawn(LARGE, narrow.variables("s3"))
+        deserted = process_writer.spawn({"a.bin": 5, "b.bin": 5}, gone.variables("s3"), pause_s=4)
         assert deserted.stdout
         while json.loads(deserted.stdout.readline()).get("event") != "output":
             pass
@@ -130,12 +124,16 @@ def test_what_goes_on_failing_ends_the_run_and_leaves_no_index(
 
 
 @pytest.mark.parametrize("skew", ["+20m", "-20m"])
-def test_clocks_that_differ_are_told_before_anything_is_sent(place: Writer, bucket: Bucket, skew: str) -> None:
+def test_clocks_that_differ_are_told_before_anything_is_sent(process_writer: Writer, bucket: Bucket, skew: str) -> None:
     need_program("faketime")
-    words = place.words({"a.bin": 5})
-    argv = ["faketime", "-f", skew, *place.cli.argv(*words)]
+    words = process_writer.words({"a.bin": 5})
+    argv = ["faketime", "-f", skew, *process_writer.cli.argv(*words)]
     done = subprocess.run(
-        argv, cwd=place.cli.root, env=place.cli.environment(bucket.variables("s3")), capture_output=True, timeout=60
+        argv,
+        cwd=process_writer.cli.root,
+        env=process_writer.cli.environment(bucket.variables("s3")),
+        capture_output=True,
+        timeout=60,
     )
 
     envelope = json.loads(done.stdout)

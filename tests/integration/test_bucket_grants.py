@@ -17,23 +17,17 @@ from apps.settings import Settings
 from apps.storage import s3_client
 from tests.integration.buckets import Bucket
 from tests.integration.wire_tap import Message, Tap, tap
-from tests.integration.writers import REF, Writer, hold_together, key, writer
+from tests.integration.writers import REF, Writer, hold_together, key
 
 pytestmark = pytest.mark.bucket
 
 SIZES = {"a.bin": 1000}
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Writer]:
-    with writer(tmp_path_factory.mktemp("writer"), "process") as made:
-        yield made
-
-
 @pytest.fixture
-def wire(place: Writer) -> Iterator[Tap]:
+def wire(process_writer: Writer) -> Iterator[Tap]:
     """A tap that every run goes through."""
-    state, ref = LocalState(place.state), ProcessorRef.parse(REF)
+    state, ref = LocalState(process_writer.state), ProcessorRef.parse(REF)
     record = state.container(ref)
     assert record
     with tap(record.port) as made:
@@ -58,7 +52,7 @@ def elsewhere(url: str) -> str:
 
 @pytest.mark.parametrize("backend", ["minio", "s3"])
 def test_the_server_refuses_a_grant_that_is_used_for_anything_else(
-    place: Writer, wire: Tap, bucket: Bucket, backend: str
+    process_writer: Writer, wire: Tap, bucket: Bucket, backend: str
 ) -> None:
     statuses: dict[str, int] = {}
 
@@ -76,7 +70,7 @@ def test_the_server_refuses_a_grant_that_is_used_for_anything_else(
 
     wire.alter = misuse
 
-    envelope = place.run(SIZES, bucket.variables(backend))
+    envelope = process_writer.run(SIZES, bucket.variables(backend))
 
     assert envelope["status"] == "success", envelope
     assert statuses.pop("changed body") == 400
@@ -90,7 +84,9 @@ def test_the_server_refuses_a_grant_that_is_used_for_anything_else(
     hold_together(envelope, bucket)
 
 
-def test_an_expired_grant_is_refused(place: Writer, wire: Tap, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expired_grant_is_refused(
+    process_writer: Writer, wire: Tap, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(s3_client, "LIFETIMES_S", (1,))
     statuses: list[int] = []
 
@@ -102,7 +98,7 @@ def test_an_expired_grant_is_refused(place: Writer, wire: Tap, bucket: Bucket, m
 
     wire.alter = wait
 
-    envelope = run_here(place, bucket)
+    envelope = run_here(process_writer, bucket)
 
     assert statuses == [403]
     # The runtime, which has it only now, is refused too, and asks for another.
@@ -111,10 +107,10 @@ def test_an_expired_grant_is_refused(place: Writer, wire: Tap, bucket: Bucket, m
     hold_together(envelope, bucket)
 
 
-def test_a_grant_for_another_key_ends_the_run(place: Writer, wire: Tap, bucket: Bucket) -> None:
+def test_a_grant_for_another_key_ends_the_run(process_writer: Writer, wire: Tap, bucket: Bucket) -> None:
     wire.alter = lambda grant: {**grant, "request": {**grant["request"], "url": elsewhere(grant["request"]["url"])}}
 
-    envelope = place.run(SIZES, bucket.variables("s3"))
+    envelope = process_writer.run(SIZES, bucket.variables("s3"))
 
     assert envelope["error"]["code"] == "ERR_UPLOAD", envelope
     assert envelope["error"]["details"]["status"] == 403
@@ -122,12 +118,12 @@ def test_a_grant_for_another_key_ends_the_run(place: Writer, wire: Tap, bucket: 
     assert bucket.keys() == []
 
 
-def test_another_executions_grant_ends_the_run(place: Writer, wire: Tap, bucket: Bucket) -> None:
-    first = place.run(SIZES, bucket.variables("s3"))
+def test_another_executions_grant_ends_the_run(process_writer: Writer, wire: Tap, bucket: Bucket) -> None:
+    first = process_writer.run(SIZES, bucket.variables("s3"))
     (theirs,) = wire.grants()
     wire.alter = lambda grant: {**theirs, "upload": grant["upload"]}
 
-    envelope = place.run({"a.bin": 1000}, bucket.variables("s3"))
+    envelope = process_writer.run({"a.bin": 1000}, bucket.variables("s3"))
 
     assert envelope["error"]["code"] == "ERR_UPLOAD", envelope
     assert "nothing arrived" in envelope["error"]["message"]
@@ -136,17 +132,21 @@ def test_another_executions_grant_ends_the_run(place: Writer, wire: Tap, bucket:
     hold_together(first, bucket)
 
 
-def test_a_runtime_that_says_uploaded_and_sent_nothing_ends_the_run(place: Writer, wire: Tap, bucket: Bucket) -> None:
+def test_a_runtime_that_says_uploaded_and_sent_nothing_ends_the_run(
+    process_writer: Writer, wire: Tap, bucket: Bucket
+) -> None:
     wire.alter = lambda grant: None
 
-    envelope = place.run(SIZES, bucket.variables("s3"))
+    envelope = process_writer.run(SIZES, bucket.variables("s3"))
 
     assert envelope["error"]["code"] == "ERR_UPLOAD", envelope
     assert "nothing arrived" in envelope["error"]["message"]
     assert bucket.keys() == []
 
 
-def test_a_key_that_others_filled_meanwhile_is_an_output_that_exists(place: Writer, wire: Tap, bucket: Bucket) -> None:
+def test_a_key_that_others_filled_meanwhile_is_an_output_that_exists(
+    process_writer: Writer, wire: Tap, bucket: Bucket
+) -> None:
     def fill(grant: Message) -> Message:
         execution_id = next(message["execution_id"] for message in wire.heard if message["type"] == "run")
         bucket.put(f"artifacts/outputs/test-writes-v1/{execution_id}/a.bin", b"theirs")
@@ -154,19 +154,19 @@ def test_a_key_that_others_filled_meanwhile_is_an_output_that_exists(place: Writ
 
     wire.alter = fill
 
-    envelope = place.run(SIZES, bucket.variables("s3"))
+    envelope = process_writer.run(SIZES, bucket.variables("s3"))
 
     assert envelope["error"]["code"] == "ERR_OUTPUT_EXISTS", envelope
     assert bucket.read(key(envelope, "a.bin")) == b"theirs"
     hold_together(envelope, bucket)
 
 
-def run_here(place: Writer, bucket: Bucket) -> dict[str, Any]:
+def run_here(process_writer: Writer, bucket: Bucket) -> dict[str, Any]:
     """The envelope of a run whose service is in this process."""
-    variables = place.cli.environment(bucket.variables("minio"))
+    variables = process_writer.cli.environment(bucket.variables("minio"))
     ran = running.run(
         Asked(REF, "mock", lambda _: {"sizes": SIZES}),
-        settings_of=lambda: Settings.read(variables, place.cli.root),
+        settings_of=lambda: Settings.read(variables, process_writer.cli.root),
         state_of=wiring.state,
         storage_of=wiring.storage,
         engine_of=wiring.engine,

@@ -163,6 +163,13 @@ def test_a_store_that_cannot_be_reached_is_fed_over_the_connection_from_then_on(
     assert [each.relay for each in asked(result)][-8:] == [True] * 8
 
 
+def test_a_controller_that_names_an_unreachable_store_again_is_not_asked_for_ever(runtime: Runtime) -> None:
+    result = run(runtime, whole(FakeStore(port=1)), 10)
+
+    assert result.error["code"] == "ERR_STORAGE"
+    assert [each.relay for each in asked(result)] == [False, True]
+
+
 def test_a_name_that_does_not_resolve_is_a_store_that_cannot_be_reached(runtime: Runtime) -> None:
     def answer(session: Session, upload: Upload) -> str:
         if upload.relay:

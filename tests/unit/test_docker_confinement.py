@@ -34,3 +34,19 @@ def test_minio_local_is_what_this_machine_says_or_this_machine(
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
     assert docker_confinement.address("minio.local") == address
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ({}, {}),
+        ({"NO_PROXY": "example.org"}, {}),
+        ({"HTTP_PROXY": "http://proxy"}, {"NO_PROXY": "minio.local,host.docker.internal"}),
+        (
+            {"https_proxy": "http://proxy", "no_proxy": "localhost"},
+            {"no_proxy": "localhost,minio.local,host.docker.internal"},
+        ),
+    ],
+)
+def test_no_proxy_is_asked_for_the_hosts_that_a_container_is_told(given: dict[str, str], added: dict[str, str]) -> None:
+    assert docker_confinement.past_proxies(given) == added

@@ -5,6 +5,7 @@ import ipaddress
 import socket
 import tarfile
 import threading
+from collections.abc import Mapping
 from typing import Any, Final
 
 from apps.processors.adapters.base import Launch, Limits
@@ -17,6 +18,8 @@ TMP_MIB: Final = 64
 NOBODY: Final = "65532:65532"
 """Whom an image runs as that names nobody, or root."""
 SCRATCH: Final = "/scratch"
+MAPPED: Final = ("minio.local", "host.docker.internal")
+"""Names of this machine, or of what it calls so, that a container knows."""
 _SCRATCH_FOLDER: Final = "work"
 _CPU_PERIOD_US: Final = 100_000
 _RESOLVE_S: Final = 1.0
@@ -57,6 +60,7 @@ def options(api: Any, launch: Launch, image_user: str) -> dict[str, Any]:
         "user": user(image_user),
         "environment": {
             **launch.environment,
+            **past_proxies(launch.environment),
             "PORT": str(launch.container_port),
             "THEORY_BIND": "0.0.0.0",  # noqa: S104  the port is published on 127.0.0.1 alone
             "THEORY_SCRATCH": f"{SCRATCH}/{_SCRATCH_FOLDER}",
@@ -84,7 +88,7 @@ def _confined(launch: Launch) -> dict[str, Any]:
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
         "ulimits": [Ulimit(name="core", soft=0, hard=0)],  # a core file would hold the secrets
-        "extra_hosts": {"minio.local": address("minio.local"), "host.docker.internal": "host-gateway"},
+        "extra_hosts": dict(zip(MAPPED, (address("minio.local"), "host-gateway"), strict=True)),
         "restart_policy": {"Name": "no"},
         "init": False,  # the runtime reaps
         "log_config": LogConfig(type=LogConfig.types.JSON, config={"max-size": "10m", "max-file": "2"}),
@@ -110,6 +114,14 @@ def _gpus(gpu: str) -> list[Any]:
 
     count = gpu.partition(":")[2]
     return [DeviceRequest(count=int(count) if count.isdecimal() else 1, capabilities=[["gpu"]])]
+
+
+def past_proxies(environment: Mapping[str, str]) -> dict[str, str]:
+    """NO_PROXY with the hosts that are mapped for a container: no proxy knows them. Empty where none is set."""
+    if not any(environment.get(name) for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")):
+        return {}
+    names = [name for name in ("NO_PROXY", "no_proxy") if environment.get(name)] or ["NO_PROXY"]
+    return {name: ",".join(filter(None, (environment.get(name), *MAPPED))) for name in names}
 
 
 def address(host: str) -> str:

@@ -71,6 +71,8 @@ class _UnderWay:
     answer: asyncio.Future[Grant]
     stored: asyncio.Future[None]
     more: asyncio.Event
+    relay: bool
+    """Whether it was asked for over the connection."""
     credit: int = 0
     sent: bool = False
 
@@ -203,6 +205,9 @@ class Uploads:
                 except Expired:
                     continue
                 except direct.Unreachable as exc:
+                    if under_way.relay:  # it was told so, and named a store all the same
+                        text = f"the upload of {output.path!r} failed: there is no way to the store: {exc}"
+                        raise UploadFailed(Failure(codes.STORAGE, text, "", {"path": output.path})) from exc
                     log.warning("outputs of %s go over the connection: %s", self._execution_id, exc)
                     self._unreachable = True
                     continue
@@ -216,10 +221,11 @@ class Uploads:
         """An upload that was asked for, with its number."""
         loop = asyncio.get_running_loop()
         self._last = number = self._last + 1
-        under_way = self._under_way[number] = _UnderWay(loop.create_future(), loop.create_future(), asyncio.Event())
-        facts = (output.path, output.size_bytes, output.digest, output.mime)
+        relay, facts = self._unreachable, (output.path, output.size_bytes, output.digest, output.mime)
+        under_way = _UnderWay(loop.create_future(), loop.create_future(), asyncio.Event(), relay)
+        self._under_way[number] = under_way
         try:
-            self._courier.ask(Upload(self._execution_id, number, *facts, relay=self._unreachable))
+            self._courier.ask(Upload(self._execution_id, number, *facts, relay=relay))
             yield number, under_way
         finally:
             self._under_way.pop(number, None)
