@@ -227,6 +227,32 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
     }
 
 
+WEBP_BOMBS = {  # 16383 x 16383 pixels in each of the format's three ways
+    "VP8L": b"\x2f" + (16382 | 16382 << 14).to_bytes(4, "little"),
+    "VP8X": bytes(4) + (16382).to_bytes(3, "little") * 2,
+    "VP8 ": bytes(3) + b"\x9d\x01\x2a" + (16383).to_bytes(2, "little") * 2,
+}
+
+
+@pytest.mark.parametrize("chunk", WEBP_BOMBS)
+def test_a_webp_bomb_is_refused_before_room_is_made_for_it(tmp_path: Path, chunk: str) -> None:
+    body = b"WEBP" + chunk.encode() + (20).to_bytes(4, "little") + WEBP_BOMBS[chunk].ljust(20, b"\0")
+    (tmp_path / "bomb.webp").write_bytes(b"RIFF" + len(body).to_bytes(4, "little") + body)
+
+    found = refusal(tmp_path / "bomb.webp")
+
+    assert (found["reason"], found["width"], found["height"]) == ("too large", 16383, 16383)
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_webps_header_says_what_it_is(tmp_path: Path, mode: str, lossless: bool) -> None:
+    photo(123, 45).convert(mode).save(tmp_path / "photo.webp", lossless=lossless)
+
+    with (tmp_path / "photo.webp").open("rb") as file:
+        assert handler._webp_size(file) == (123, 45)
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tiff"])
 @pytest.mark.filterwarnings("ignore:Truncated File Read", "ignore:Corrupt EXIF data")
 def test_wherever_it_is_cut_an_image_is_refused(tmp_path: Path, suffix: str) -> None:

@@ -82,6 +82,7 @@ def _promise(given: str) -> str | None:
 @contextmanager
 def _opened(file: BinaryIO, promised: str | None) -> Iterator[Image.Image]:
     """The picture, its header read and found acceptable."""
+    _refuse_huge(*_webp_size(file))
     try:
         with _fault_of_the_file():
             picture = Image.open(file, formats=[*KINDS])
@@ -98,14 +99,32 @@ def _opened(file: BinaryIO, promised: str | None) -> Iterator[Image.Image]:
             raise _wrong(
                 "another kind", f"the image says that it is {promised}, and is {found}", promised=promised, found=found
             )
-        if width * height > MAX_PIXELS:
-            message = f"the image has {width} x {height} pixels, more than {MAX_PIXELS} together"
-            raise _wrong("too large", message, width=width, height=height, limit_pixels=MAX_PIXELS)
+        _refuse_huge(width, height)
         with _fault_of_the_file():
             animated = picture.format != JPEG_WITH_MORE and getattr(picture, "is_animated", False)
         if animated:
             raise _wrong("animated", "the image has more than one frame or page")
         yield picture
+
+
+def _webp_size(file: BinaryIO) -> tuple[int, int]:
+    """Of a WebP by its header, since Pillow makes room for all of it before it tells; (0, 0) for anything else."""
+    head = file.read(30)
+    file.seek(0)
+    if len(head) < 30 or head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+        return 0, 0
+    if head[12:16] == b"VP8X":
+        return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
+    lossless = head[12:16] == b"VP8L"
+    sides = int.from_bytes(head[21:25], "little") if lossless else int.from_bytes(head[26:30], "little")
+    width, height = sides & 0x3FFF, sides >> (14 if lossless else 16) & 0x3FFF
+    return width + lossless, height + lossless
+
+
+def _refuse_huge(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        message = f"the image has {width} x {height} pixels, more than {MAX_PIXELS} together"
+        raise _wrong("too large", message, width=width, height=height, limit_pixels=MAX_PIXELS)
 
 
 def _kind(picture: Image.Image) -> str:
