@@ -97,6 +97,7 @@ class Fetches:
         """Bring no more, and forget who is told."""
         self._waiting.clear()
         self._on_done, self._on_failed = _nobody, _nobody
+        self._downloads.close()
         for task in self._tasks:
             task.cancel()
         self._under_way.clear()
