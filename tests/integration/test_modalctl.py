@@ -375,6 +375,17 @@ def test_a_run_whose_client_was_killed_goes_on_where_it_was(modal_shop: ModalSho
     assert modal_shop.tokens()["sessions"] == {}
 
 
+def test_an_attached_file_reaches_a_deployment(modal_shop: ModalShop) -> None:
+    modal_shop.change(inputs={"type": "object", "examples": [{}]})
+    modal_shop.started(modal_shop.images[0])
+    (modal_shop.shell.root / "word.bin").write_bytes(bytes(5 * 2**20))
+
+    done = modal_shop.run("--attach", f"text={modal_shop.shell.root}/word.bin")
+
+    assert done.status == 0, done
+    assert modal_shop.output(done.document) == "inputs/1/word.bin"  # its handler repeats the text
+
+
 # state, logs, stop
 
 

@@ -135,8 +135,9 @@ def test_a_step_that_fails_is_a_failed_build(cli: Shell, tiny: Path) -> None:
 
 
 @pytest.mark.docker
-def test_our_own_processor_is_reproducible(cli: Shell) -> None:
-    done = check(cli, "--json", ref=OURS)
+@pytest.mark.parametrize("ref", [OURS, "image/thumbnail@1"])
+def test_our_own_processors_are_reproducible(cli: Shell, ref: str) -> None:
+    done = check(cli, "--json", ref=ref)
 
     assert done.document["reproducible"] is True, done
 
