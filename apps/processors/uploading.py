@@ -195,9 +195,12 @@ def _workers() -> "Workers":
 
 
 def _direct(number: int, grant: Grant) -> protocol.Grant:
-    """The grant as it crosses the wire. It says how long it is good: the clock over there may be another's."""
+    """The grant as it crosses the wire. It says how long it is good: the clock over there may be another's.
+
+    That is a second less than it is: stores count whole ones.
+    """
     requests = [{**request._asdict(), "headers": dict(request.headers)} for request in grant.requests]
-    lifetime_s = round(max(1.0, grant.expires_at - time.time()), 3)
+    lifetime_s = round(max(1.0, grant.expires_at - time.time() - 1), 3)
     if grant.upload_id is None:
         return protocol.Grant(number, "direct", request=requests[0], lifetime_s=lifetime_s)
     return protocol.Grant(

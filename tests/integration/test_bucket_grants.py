@@ -1,6 +1,5 @@
 """Grants as they cross the wire of a live run, misused in every way: the server refuses, or we find out."""
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,11 +8,8 @@ from typing import Any
 import pytest
 import urllib3
 
-from apps.processors import running, wiring
-from apps.processors.asking import Asked
 from apps.processors.reference import ProcessorRef
 from apps.processors.state import LocalState
-from apps.settings import Settings
 from apps.storage import s3_client
 from tests.integration.buckets import Bucket
 from tests.integration.wire_tap import Message, Tap, tap
@@ -98,7 +94,7 @@ def test_an_expired_grant_is_refused(
 
     wire.alter = wait
 
-    envelope = run_here(process_writer, bucket)
+    envelope = process_writer.run_here(SIZES, bucket.variables("minio"))
 
     assert statuses == [403]
     # The runtime, which has it only now, is refused too, and asks for another.
@@ -159,18 +155,3 @@ def test_a_key_that_others_filled_meanwhile_is_an_output_that_exists(
     assert envelope["error"]["code"] == "ERR_OUTPUT_EXISTS", envelope
     assert bucket.read(key(envelope, "a.bin")) == b"theirs"
     hold_together(envelope, bucket)
-
-
-def run_here(process_writer: Writer, bucket: Bucket) -> dict[str, Any]:
-    """The envelope of a run whose service is in this process."""
-    variables = process_writer.cli.environment(bucket.variables("minio"))
-    ran = running.run(
-        Asked(REF, "mock", lambda _: {"sizes": SIZES}),
-        settings_of=lambda: Settings.read(variables, process_writer.cli.root),
-        state_of=wiring.state,
-        storage_of=wiring.storage,
-        engine_of=wiring.engine,
-        on_event=lambda _: None,
-        warn=lambda _: None,
-    )
-    return json.loads(json.dumps(ran.envelope))

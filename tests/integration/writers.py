@@ -3,13 +3,17 @@
 import json
 import random
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from apps.processors import running, wiring
+from apps.processors.asking import Asked
+from apps.settings import Settings
+from apps.storage.base import StorageBackend
 from tests.integration.buckets import Bucket
 from tests.processors import add_processor
 from tests.shell import Shell, copy_checkout
@@ -55,6 +59,25 @@ class Writer:
     def run(self, sizes: Mapping[str, int], env: Mapping[str, str], **inputs: object) -> dict[str, Any]:
         """The envelope of one execution."""
         return self.cli(*self.words(sizes, **inputs), env=env, timeout_s=150).document
+
+    def run_here(
+        self,
+        sizes: Mapping[str, int],
+        env: Mapping[str, str],
+        storage_of: Callable[[Settings], StorageBackend] = wiring.storage,
+    ) -> dict[str, Any]:
+        """The envelope of an execution that is asked for by this very process, which may have changed what it is."""
+        variables = self.cli.environment(env)
+        ran = running.run(
+            Asked(REF, "mock", lambda _: {"sizes": sizes}),
+            settings_of=lambda: Settings.read(variables, self.cli.root),
+            state_of=wiring.state,
+            storage_of=storage_of,
+            engine_of=wiring.engine,
+            on_event=lambda _: None,
+            warn=lambda _: None,
+        )
+        return ran.envelope
 
     def spawn(self, sizes: Mapping[str, int], env: Mapping[str, str], **inputs: object) -> "subprocess.Popen[str]":
         """One execution on its way, with its events."""
