@@ -1,5 +1,6 @@
 """The backend `minio`: a development server that speaks S3, MinIO's own or any other."""
 
+import socket
 from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -14,10 +15,24 @@ from apps.storage.objects import Fetched, Head, age_s
 
 _MADE: Final = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
 _BROKEN: Final = (500, 502, 503, 504)
+_CANONICAL: Final = "minio.local"
 
 
 def backend(bucket: BucketSettings, local: Local) -> BucketBackend:
-    return BucketBackend(bucket, MinioObjects(bucket), local)
+    found = _found(bucket)
+    return BucketBackend(found, MinioObjects(found), local)
+
+
+def _found(bucket: BucketSettings) -> BucketSettings:
+    """With `minio.local` where it is: this machine, when nothing knows the name, as containers are told too."""
+    parts = urlsplit(str(bucket.endpoint))
+    if parts.hostname != _CANONICAL:
+        return bucket
+    try:
+        socket.getaddrinfo(_CANONICAL, None)
+    except OSError:
+        return bucket._replace(endpoint=parts._replace(netloc=parts.netloc.replace(_CANONICAL, "127.0.0.1")).geturl())
+    return bucket
 
 
 class MinioObjects:

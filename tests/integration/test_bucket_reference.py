@@ -116,6 +116,16 @@ def test_the_example_of_minio(place: Place, dev_server: BucketServer) -> None:
     check(envelope, Bucket(dev_server, "theory-artifacts"), place, "minio")
 
 
+def test_minio_local_is_this_machine_where_nothing_knows_the_name(
+    place: Place, dev_server: BucketServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place.typed, "prefix", ())
+
+    envelope = json.loads(place.typed(MINIO).stdout)
+
+    check(envelope, Bucket(dev_server, "theory-artifacts"), place, "minio")
+
+
 def test_the_example_of_s3_with_an_endpoint_added(place: Place, prod_server: BucketServer) -> None:
     place.typed.further = {"AWS_ENDPOINT_URL_S3": prod_server.endpoint}
     envelope = json.loads(place.typed(S3).stdout)
