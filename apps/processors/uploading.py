@@ -6,7 +6,6 @@ Where outputs lie on this machine all is done at once. What asks a store is done
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -23,16 +22,15 @@ LEAVE_S: Final = 2.0
 """How long what was begun may take to be undone, once the conversation is over."""
 
 
-@dataclass(slots=True)
-class _Arriving:
+class _Arriving:  # no dataclass: every run would pay for making it
     """One upload that is neither stored nor refused."""
 
-    upload: protocol.Upload
-    lane: "Lane | None"
-    writer: ObjectWriter | None = None
-    grant: Grant | None = None
-    over: bool = False
-    """Stored, refused or replaced: what still comes of it is dropped."""
+    def __init__(self, upload: protocol.Upload, lane: "Lane | None") -> None:
+        self.upload, self.lane = upload, lane
+        self.writer: ObjectWriter | None = None
+        self.grant: Grant | None = None
+        self.over = False
+        """Stored, refused or replaced: what still comes of it is dropped."""
 
 
 class Uploading:
@@ -53,7 +51,7 @@ class Uploading:
         self._side, self._artifacts, self._send, self._on_stored = side, artifacts, send, stored
         self._arriving: dict[int, _Arriving] = {}
         self._counting = threading.Lock()  # of credit, in `side`
-        self._workers = _workers() if artifacts.grants else None
+        self._workers = _workers() if artifacts.remote else None
         self.transfer = "direct" if artifacts.grants else "relay"
         """Whether all outputs so far went by grants, or some over this connection."""
 

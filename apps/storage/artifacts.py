@@ -81,6 +81,11 @@ class Artifacts:
         """By which a container can have inputs straight from the store; None where it can't reach it."""
         return self._grants
 
+    @property
+    def remote(self) -> bool:
+        """Whether storing may mean waiting for another machine."""
+        return self.grants or self._backend.name != "filesystem"
+
     def reach(self, loopback: str | None) -> str:
         """From now on grant uploads where the store can, to a container that knows this machine by that name.
 

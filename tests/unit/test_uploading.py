@@ -18,7 +18,7 @@ from apps.errors import OutputExists, StorageFailed, UploadFailed
 from apps.processors.uploading import Uploading
 from apps.storage.artifacts import Artifacts
 from apps.storage.base import Grant, SignedRequest
-from apps.storage.filesystem import FilesystemBackend
+from apps.storage.filesystem import FilesystemBackend, FileWriter
 
 ID = "01900000-0000-7000-8000-000000000001"
 DATA = b"0123456789"
@@ -237,6 +237,31 @@ def test_one_that_is_verified_for_long_delays_no_other(scene: Scene, grants: Gra
     assert time.monotonic() - began < 2
     grants.gate.set()
     scene.answer(1, "stored")
+
+
+def test_a_slow_store_that_is_fed_over_the_connection_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, commit = threading.Event(), FileWriter.commit
+
+    def slowly(self: FileWriter, *, size_bytes: int, digest: str) -> None:
+        gate.wait(10)
+        commit(self, size_bytes=size_bytes, digest=digest)
+
+    monkeypatch.setattr(FileWriter, "commit", slowly)
+    monkeypatch.setattr(Bucket, "name", "s3")
+    scene = Scene(tmp_path, None)
+    scene.ask(1)
+    scene.answer(1, "grant")
+    scene.uploading.chunk(chunk(1, 0, DATA))
+    scene.say_uploaded(1)  # returns at once
+    scene.ask(2, "y.bin")
+    scene.answer(2, "grant")
+
+    assert scene.stored == []
+    gate.set()
+    scene.answer(1, "stored")
+    scene.uploading.close()
 
 
 def test_the_end_does_not_wait_for_what_hangs(scene: Scene, grants: Grants) -> None:
