@@ -288,19 +288,48 @@ def test_executions_fetch_when_they_leave_the_queue_and_count_as_running(runtime
     assert seen(result)["image"]["file"] == "inputs/1/photo.jpg"
 
 
-def test_whoever_comes_later_brings_what_the_first_did_not(runtime: Runtime) -> None:
+@pytest.mark.parametrize("changed", [False, True])
+def test_whoever_comes_later_brings_what_the_first_did_not(runtime: Runtime, changed: bool) -> None:
     data = bytes(range(256)) * 40_000
+    other = data[::-1] if changed else data
 
-    async def scene() -> Result:
+    async def scene() -> tuple[Keeper, Result]:
         async with keeper(runtime, {PATH: data}) as first:
             identity = await first.start(inputs={"params": {"image": artifact()}})
-            while not first.pulls:
+            while len(first.pulls) < 6:  # two pieces have arrived, and made room for two more
                 await first.receive()
-        async with keeper(runtime, {PATH: data}) as second:
+        async with keeper(runtime, {PATH: other}) as second:
             await second.start(inputs={"params": {"image": artifact()}}, execution_id=identity)
-            return await second.finish()
+            return second, await second.finish()
 
-    assert seen(asyncio.run(scene()))["image"]["digest"] == sha256(data).hexdigest()
+    second, result = asyncio.run(scene())
+
+    assert seen(result)["image"]["digest"] == sha256(other).hexdigest()
+    assert (second.pulls[0].offset == 0) == changed
+    assert second.pulls[0].offset == 0 or second.pulls[0].offset >= 2**20
+
+
+def test_however_often_the_connection_is_lost_a_large_file_arrives(runtime: Runtime) -> None:
+    data = bytes(range(256)) * (12 * 4096)
+
+    async def scene() -> tuple[int, Result]:
+        identity, times = "", 0
+        while True:
+            times += 1
+            async with keeper(runtime, {PATH: data}) as session:
+                changes = {"execution_id": identity} if identity else {}
+                identity = await session.start(inputs={"params": {"image": artifact()}}, **changes)
+                while session.side.completed is None:
+                    await session.receive()
+                    if len(session.pulls) == 6 and times < 20:
+                        break
+                else:
+                    return times, session.result
+
+    times, result = asyncio.run(scene())
+
+    assert seen(result)["image"]["digest"] == sha256(data).hexdigest()
+    assert 2 < times < 20
 
 
 # From a store

@@ -69,6 +69,7 @@ class Fetches:
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._under_way: dict[int, _UnderWay] = {}
         self._reserved: set[str] = set()
+        self._arriving: dict[str, Arriving] = {}
         self._downloads = Downloads()
         self._begun = False
         self._ready = True  # somebody is there to be asked
@@ -84,7 +85,7 @@ class Fetches:
         self._next()
 
     def restart(self, *, ready: bool) -> None:
-        """Bring what is under way from its beginning: another courier is asked now, or, unless `ready`, none yet."""
+        """Ask another courier for what is under way, now or, unless `ready`, later. What was pulled is kept."""
         self._ready = ready
         for task in self._tasks:
             task.cancel()
@@ -101,6 +102,8 @@ class Fetches:
         for task in self._tasks:
             task.cancel()
         self._under_way.clear()
+        for file in self._arriving.values():
+            file.close()
 
     def receive(self, message: Source | Unavailable) -> None:
         """What the controller says of one fetch. Raises ProtocolError."""
@@ -162,14 +165,24 @@ class Fetches:
             self._under_way.pop(number, None)
 
     async def _fill(self, path: str, number: int, source: Source, under_way: _UnderWay) -> None:
-        file = Arriving(self._folder / self.files[path], source.size_bytes)
-        try:
-            if source.request is None or not await self._download(source.request, file):
-                await self._pull(file, number, under_way)
-            _compare(path, file, source)
-            file.finish()
-        finally:
+        file = await self._begun_file(path, source)
+        if source.request is None or not await self._download(source.request, file):
+            await self._pull(file, number, under_way)
+        _compare(path, file)
+        file.finish()
+        del self._arriving[path]
+
+    async def _begun_file(self, path: str, source: Source) -> "Arriving":
+        """The file, with what an earlier courier brought of the very same one."""
+        file = self._arriving.get(path)
+        if file is not None and source.request is None and file.promised == source._replace(fetch=0):
+            if file.writing is not None:
+                await asyncio.wait((file.writing,))
+            return file
+        if file is not None:
             file.close()
+        self._arriving[path] = file = Arriving(self._folder / self.files[path], source)
+        return file
 
     async def _download(self, request: dict[str, Any], file: "Arriving") -> bool:
         """Whether it came; where not, the file may hold a beginning of it."""
@@ -191,15 +204,22 @@ class Fetches:
             data = await under_way.chunks.get()
             if isinstance(data, FetchFailed):
                 raise data
-            await loop.run_in_executor(None, file.write, data)  # a disk may be slow: nobody else shall wait for it
+            # A disk may be slow: nobody else shall wait for it. What was begun ends, whatever becomes of this task.
+            file.writing = loop.run_in_executor(None, file.write, data)
+            file.writing.add_done_callback(_looked_at)
+            await asyncio.shield(file.writing)
 
 
 class Arriving:
     """A file on its way in, counted and hashed as it comes. Its methods may be called from any thread."""
 
-    def __init__(self, place: Path, expected_bytes: int) -> None:
+    writing: asyncio.Future[None] | None = None
+    """What goes on in a thread, or has ended."""
+
+    def __init__(self, place: Path, source: Source) -> None:
         """Makes it, over what is left of an earlier try. Raises OSError."""
-        self.expected_bytes = expected_bytes
+        self.promised = source._replace(fetch=0)
+        self.expected_bytes = source.size_bytes
         self._lock = threading.Lock()
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         place.unlink(missing_ok=True)
@@ -234,6 +254,7 @@ class Arriving:
         """Let nobody write it any more."""
         os.fchmod(self._descriptor, 0o444)
         os.utime(self._descriptor, (LONG_AGO, LONG_AGO))
+        self.close()
 
     def close(self) -> None:
         with self._lock:
@@ -242,14 +263,14 @@ class Arriving:
                 os.close(self._descriptor)
 
 
-def _compare(path: str, file: Arriving, source: Source) -> None:
-    if file.digest != source.digest:
+def _compare(path: str, file: Arriving) -> None:
+    if file.digest != file.promised.digest:
         raise FetchFailed(
             Failure(
                 codes.STORAGE,
                 f"{path} is not what the store says that it is: its SHA-256 differs",
                 "upload it again, under another name",
-                {"path": path, "expected": source.digest, "found": file.digest},
+                {"path": path, "expected": file.promised.digest, "found": file.digest},
             )
         )
 
@@ -258,6 +279,12 @@ def _unwritten(path: str, exc: OSError) -> FetchFailed:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return FetchFailed(limit("disk", f"the disk is full: {path} does not fit", path=path))
     return FetchFailed(Failure(codes.RUNTIME, f"{path} can't be written: {exc.strerror or exc}", "", {"path": path}))
+
+
+def _looked_at(writing: asyncio.Future[None]) -> None:
+    """Nobody may wait for it any more: asyncio would complain of what went wrong."""
+    if not writing.cancelled():
+        writing.exception()
 
 
 def _nobody(*_: object) -> None:
