@@ -64,7 +64,7 @@ def roll_back(
     began = time.monotonic()
     app = deployments.deployed(here, target)
     before = Before.of(here, target)
-    chosen = _chosen(here, app, to, target)
+    chosen = _chosen(here, app, to, before.digest, target)
     digest = chosen.digest or ""
     progress(f"rolling {here.app} back to version {chosen.deployed.version}, {digest}")
     door = answering.Door(here.app, before.url or "", credentials.headers(None))
@@ -84,10 +84,11 @@ def roll_back(
     return RolledBack(verified, door.url, now.version if now else None, chosen.deployed.version, before.digest)
 
 
-def _chosen(here: Place, app: App, to: str | None, target: Target) -> Version:
+def _chosen(here: Place, app: App, to: str | None, live: str | None, target: Target) -> Version:
+    """`live` is the digest that serves, whatever its version is labelled."""
     try:
-        live, *earlier = deployments.history(app, target)
-    except (Unavailable, ValueError) as exc:
+        earlier = deployments.history(app, target)[1:]
+    except Unavailable as exc:
         raise ModalFailed(
             f"Modal does not tell the history of {here.app}: {exc}", hint=here.line("start", "--oci OCI")
         ) from exc
@@ -98,11 +99,11 @@ def _chosen(here: Place, app: App, to: str | None, target: Target) -> Version:
     return found[0]
 
 
-def _fits(version: Version, to: str | None, live: Version) -> bool:
+def _fits(version: Version, to: str | None, live: str | None) -> bool:
     if version.digest is None:
         return False
     if to is None:
-        return version.digest != live.digest
+        return version.digest != live
     return to in (str(version.deployed.version), version.digest)
 
 

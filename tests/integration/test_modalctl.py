@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import stat
 import time
 from typing import Any
@@ -450,12 +451,31 @@ def test_followed_logs_lose_and_repeat_no_line_over_lost_connections(
 
     assert follower.returncode == 0, stderr
     said = [json.loads(line)["line"] for line in stdout.splitlines() if "to stdout" in line]
-    assert [line.rpartition("to stdout: ")[2] for line in said] == ["before", *(f"number {each}" for each in range(5))]
+    told = [line.rpartition("to stdout: ")[2] for line in said]
+    assert told == ["before", *(f"number {each}" for each in range(5))], f"{told} {stdout}"
+
+
+def test_logs_go_on_after_modal_was_out_of_reach(modal_shop: ModalShop, modal_service: ModalService) -> None:
+    modal_shop.started(modal_shop.images[0])
+    follower = modal_shop.shell.spawn(
+        "modalctl", "logs", "--ref", modal_shop.ref, "--env", "dev", "--follow", "--json", "-q"
+    )
+    assert follower.stdout
+    follower.stdout.readline()
+
+    modal_service.faults(unreachable=True)
+    time.sleep(4)
+    modal_service.faults(unreachable=False)
+    modal_shop.run(do="speak", text="again")
+    time.sleep(8)
+    modal_shop.ctl("stop")
+    stdout, stderr = follower.communicate(timeout=60)
+
+    assert follower.returncode == 0, stderr
+    assert stdout.count("to stdout: again") == 1
 
 
 def test_ctrl_c_ends_following_at_once(modal_shop: ModalShop) -> None:
-    import signal
-
     modal_shop.started(modal_shop.images[0])
     follower = modal_shop.shell.spawn("modalctl", "logs", "--ref", modal_shop.ref, "--env", "dev", "--follow", "--json")
     assert follower.stdout
@@ -466,6 +486,24 @@ def test_ctrl_c_ends_following_at_once(modal_shop: ModalShop) -> None:
     _, stderr = follower.communicate(timeout=30)
 
     assert (follower.returncode, time.monotonic() - began < 5) == (130, True)
+    assert "Traceback" not in stderr
+
+
+def test_ctrl_c_while_a_start_waits_leaves_the_deployment_to_its_fate(
+    modal_shop: ModalShop, modal_service: ModalService
+) -> None:
+    modal_service.faults(cold_s=60.0)
+    words = ("start", "--ref", modal_shop.ref, "--env", "dev", "--oci", modal_shop.images[0], "--json")
+    start = modal_shop.shell.spawn("modalctl", *words, env=DEV)
+    until(lambda: any(app["deployed"] for app in modal_service.apps()), "deployment")
+    time.sleep(1)
+
+    began = time.monotonic()
+    start.send_signal(signal.SIGINT)
+    stdout, stderr = start.communicate(timeout=30)
+
+    assert (start.returncode, json.loads(stdout)["error"]["code"]) == (130, "ERR_CANCELLED")
+    assert time.monotonic() - began < 8
     assert "Traceback" not in stderr
 
 

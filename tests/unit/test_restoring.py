@@ -84,9 +84,9 @@ def test_a_first_deployment_is_stopped() -> None:
     assert (outcome.serving, target.stopped) == (None, [app(1)])
 
 
-def chosen(to: str | None, *rows: Deployed) -> deployments.Version:
+def chosen(to: str | None, *rows: Deployed, live: str | None = NEW) -> deployments.Version:
     place: Any = Apps(app(9), *rows)
-    return reverting._chosen(HERE, app(9), to, place)
+    return reverting._chosen(HERE, app(9), to, live, place)
 
 
 def test_a_rollback_takes_the_newest_earlier_digest_that_is_another_one() -> None:
@@ -95,10 +95,17 @@ def test_a_rollback_takes_the_newest_earlier_digest_that_is_another_one() -> Non
     assert chosen(None, *rows).deployed.version == 2
 
 
+def test_a_live_version_without_a_label_is_what_the_app_says() -> None:
+    # as a rollover leaves it
+    rows = (row(3), row(2, NEW), row(1, OLD))
+
+    assert chosen(None, *rows, live=NEW).deployed.version == 1
+
+
 def test_a_version_that_came_back_counts_as_what_it_was() -> None:
     rows = (row(4, rollback_of=3), row(3, rollback_of=1), row(2, NEW), row(1, OLD))
 
-    found = chosen(None, *rows)
+    found = chosen(None, *rows, live=OLD)
 
     assert (found.deployed.version, found.digest) == (2, NEW)
     assert chosen(OLD, *rows).deployed.version == 3

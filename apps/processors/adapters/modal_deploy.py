@@ -1,5 +1,6 @@
 """One deployment on Modal: a Server whose containers are started by the image itself, nothing added to it."""
 
+import asyncio
 import contextlib
 import math
 from typing import Any, Final
@@ -15,6 +16,7 @@ SERVER: Final = "Server"
 BUILDER: Final = "2025.06"
 """The oldest image builder that takes an image as it is; older ones install Python packages into it."""
 LOG_LINES: Final = 20
+_SAY_S: Final = 10
 _DISK_GB: Final = 500.0
 """Scratch space that every container has without asking: Modal gives 512 GiB, and less can't be asked for."""
 
@@ -27,11 +29,14 @@ def deploy(line: Line, plan: Plan, *, timeout_s: float, progress: Progress) -> N
 
     async def work() -> None:
         app, image = _app(line, plan)
+        ticking = asyncio.create_task(_tick(plan, progress))
         try:
             await app.deploy.aio(environment_name=line.environment, tag=plan.label, strategy="rolling")
         except ImageBuildError as exc:  # asked here: the words of the build are on the same line
             failed.append(exc)
             return
+        finally:
+            ticking.cancel()
         # By this name a later question finds the image of this digest, without having it built again.
         await image.publish.aio(name_of(plan.app, plan.image.digest), environment_name=line.environment)
 
@@ -46,6 +51,15 @@ def deploy(line: Line, plan: Plan, *, timeout_s: float, progress: Progress) -> N
             else f"look at the Modal secret {plan.pull_secret}, and at details.log",
             details={"log": _build_log(line, str(failed[0].image_id or ""))},
         ) from failed[0]
+
+
+async def _tick(plan: Plan, progress: Progress) -> None:
+    """A line now and then: a large image takes minutes to fetch."""
+    took_s = 0
+    while True:
+        await asyncio.sleep(_SAY_S)
+        took_s += _SAY_S
+        progress(f"deploying {plan.app} since {took_s} s")
 
 
 def name_of(app: str, digest: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -80,10 +81,12 @@ class Line:
                 f"Modal has no environment {self.environment!r}", hint=f"modal environment create {self.environment}"
             ) from exc
 
-    def look(self) -> None:
+    def look(self, *, again: bool = False) -> None:
         """Return when there is a login, and something answers where the control plane should be."""
-        if self._looked:
+        if self._looked and not again:
             return
+        # The SDK's event loop ends with the process, in a thread: what Ctrl-C cut off there is told to nobody.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         config = _config()
         if not (config.get("token_id") and config.get("token_secret")) and not config.get("oauth_refresh_token"):
             raise Unauthorized("there is no login for Modal", hint=LOGIN_HINT)

@@ -1,9 +1,12 @@
 """Logs of a Modal app as lines: a range, the last ones, or followed over lost connections, each line once."""
 
+import asyncio
 import queue
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -19,6 +22,11 @@ _OVERLAP: Final = timedelta(seconds=10)
 _SETTLE_S: Final = 1.0
 """After a stream began: what was written while it was being opened is looked up then."""
 _REMEMBERED: Final = 20_000
+_OUTAGE_S: Final = 60.0
+"""How long Modal may be out of reach."""
+_PAUSE_S: Final = 2.0
+_CLOSE_S: Final = 3.0
+"""What a stream gets to end."""
 _PATIENCE: Final = 5
 """How often in a row a stream may break without bringing a line."""
 
@@ -56,47 +64,52 @@ class _Following:
         """Told, and perhaps still to come by this stream too."""
         self._order: deque[tuple[Any, ...]] = deque()
         self._newest = datetime.now(UTC)
-        self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def entries(self, tail: int | None, since: str | None) -> Iterator[Any]:
-        self._line.look()
         yield from self._new(_past(self._line, self._app, tail, since))
         failures = 0
         while True:
-            self._begin()
+            self._owed = self._told.copy()
             got, end = False, None
-            for entry in self._until_it_ends():
-                if isinstance(entry, BaseException | _End):
-                    end = entry
-                    break
-                got = True
-                yield entry
+            with closing(_Stream(self._line.environment, self._app)) as stream:
+                for entry in self._until_it_ends(stream):
+                    if isinstance(entry, BaseException | _End):
+                        end = entry
+                        break
+                    got = True
+                    yield entry
             if isinstance(end, _End):
                 return
             failures = 0 if got else failures + 1
-            if failures >= _PATIENCE and isinstance(end, BaseException):
-                with translated(f"go on with the logs of {self._app}"):
-                    raise end
+            self._come_back(failures, end)
 
-    def _begin(self) -> None:
-        """Open a stream. In a thread that may be left behind: it waits in the SDK, and Ctrl-C must not wait for it."""
-        arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._arrived, self._owed = arrived, self._told.copy()
-        threading.Thread(target=_stream, args=(self._line.environment, self._app, arrived), daemon=True).start()
+    def _come_back(self, failures: int, end: BaseException | None) -> None:
+        """Wait until Modal can be reached again. Raises ModalFailed when that takes too long."""
+        if end is not None and failures >= _PATIENCE:
+            with translated(f"go on with the logs of {self._app}"):
+                raise end
+        deadline = time.monotonic() + _OUTAGE_S
+        while True:
+            time.sleep(min(0.1 * 2**failures, _PAUSE_S))
+            try:
+                self._line.look(again=True)
+                return
+            except ModalFailed:
+                if time.monotonic() > deadline:
+                    raise
 
-    def _until_it_ends(self) -> Iterator[Any]:
+    def _until_it_ends(self, stream: "_Stream") -> Iterator[Any]:
         """New entries of the stream, and of a look at what was written while it was being opened."""
         looked = False
         while True:
             try:
-                entry = self._arrived.get(timeout=None if looked else _SETTLE_S)
+                entry = stream.arrived.get(timeout=None if looked else _SETTLE_S)
             except queue.Empty:
                 looked = True
                 yield from self._new(self._missed())
                 continue
             if isinstance(entry, BaseException | _End):
-                if not looked:
-                    yield from self._new(self._missed())
+                yield from self._new(self._missed())
                 yield entry
                 return
             yield from self._streamed(entry)
@@ -147,16 +160,42 @@ class _End:
     """The app has stopped: there will be no more lines."""
 
 
-def _stream(environment: str, app: str, arrived: "queue.SimpleQueue[Any]") -> None:
-    import modal
-    from grpclib.exceptions import GRPCError, StreamTerminatedError
+class _Stream:
+    """One stream of the SDK's, in a thread with an event loop: it can be ended from outside, whatever it waits for."""
 
-    try:
-        for entry in modal.App.lookup(app, environment_name=environment).logs.stream():
-            arrived.put(entry)
-        arrived.put(_End())
-    except (modal.exception.Error, GRPCError, StreamTerminatedError, OSError) as exc:
-        arrived.put(exc)
+    def __init__(self, environment: str, app: str) -> None:
+        self.arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        """Entries, and at the end an exception or _End."""
+        self._environment, self._app = environment, app
+        self._begun = threading.Event()
+        self._loop: asyncio.AbstractEventLoop
+        self._task: asyncio.Task[None]
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._follow()), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._begun.wait()
+        with suppress(RuntimeError):  # its loop has ended
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        self._thread.join(_CLOSE_S)
+
+    async def _follow(self) -> None:
+        import modal
+        from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  we are in one
+        self._loop, self._task = asyncio.get_running_loop(), task
+        self._begun.set()
+        try:
+            app = await modal.App.lookup.aio(self._app, environment_name=self._environment)
+            async for entry in app.logs.stream.aio():
+                self.arrived.put(entry)
+            self.arrived.put(_End())
+        except asyncio.CancelledError:
+            return  # closed
+        except (modal.exception.Error, GRPCError, StreamTerminatedError, OSError) as exc:
+            self.arrived.put(exc)
 
 
 def _whole_lines(entries: Iterator[Any]) -> Iterator[LogLine]:
