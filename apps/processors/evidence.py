@@ -1,6 +1,6 @@
 """What says that a deployment is of a digest: Modal's own word, what was recorded, what the container reports."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +42,17 @@ class Verified:
         return "\n".join((f"{self.here.app} is {self.expected}", *says))
 
 
-def verify(here: Place, expected: str, *, target: Target, headers: Mapping[str, str], timeout_s: float) -> Verified:
+def verify(
+    here: Place, expected: str, *, target: Target, headers_of: Callable[[], Mapping[str, str]], timeout_s: float
+) -> Verified:
     """Hold the deployment against the manifest digest `expected`; a container is brought up where none runs.
 
-    Raises Drift (a difference outweighs an absence), Unverified (a piece can't be had), NotDeployed.
+    `headers_of` is asked once it is sure that there is a deployment. Raises Drift (a difference outweighs an absence),
+    Unverified (a piece can't be had), NotDeployed, Unauthorized.
     """
     app = deployments.deployed(here, target)
     endpoint = deployments.endpoint(here, target)
-    door = answering.Door(here.app, endpoint.url, headers)
+    door = answering.Door(here.app, endpoint.url, headers_of())
     try:
         versions = deployments.history(app, target)
     except Unavailable:

@@ -59,12 +59,10 @@ def run(
             return ready.before
         state = state_of(settings)
         here = deployments.place(ready.spec.ref, env, branch=settings.git_branch, user=settings.git_user, state=state)
-        credentials = proxying.known(settings.modal_proxy_token, state)
-        headers = credentials.headers(settings.run_token)
         # Elsewhere this machine's own names mean nothing: what is not public gets outputs over the connection.
         known.learn(transfer=ready.artifacts.reach(None) if is_public(settings.bucket) else "relay")
         visit = _Visit(ready, here, target_of(env), state, known, on_event, progress, warn)
-        return visit.run(headers)
+        return visit.run(lambda: proxying.known(settings.modal_proxy_token, state).headers(settings.run_token))
 
 
 class _Visit:
@@ -85,8 +83,10 @@ class _Visit:
         self._known, self._on_event, self._progress, self._warn = known, on_event, progress, warn
         self._sources: Sources | None = None
 
-    def run(self, headers: dict[str, str]) -> Ran:
+    def run(self, headers_of: Callable[[], dict[str, str]]) -> Ran:
+        """`headers_of` is asked once it is sure that there is a deployment. Raises NotDeployed, Unauthorized."""
         url = deployments.endpoint(self._here, self._target).url
+        headers = headers_of()
         self._sources = self._ready.supply()
         self._known.learn(isolation="container")
         kept = self._state.session(self._here.app, self._known.execution_id)

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ def roll_back(
     *,
     target: Target,
     state: ModalState,
-    credentials: Credentials,
+    credentials_of: Callable[[], Credentials],
     timeout_s: float,
     progress: Progress,
     warn: Warn,
@@ -67,7 +68,7 @@ def roll_back(
     chosen = _chosen(here, app, to, before.digest, target)
     digest = chosen.digest or ""
     progress(f"rolling {here.app} back to version {chosen.deployed.version}, {digest}")
-    door = answering.Door(here.app, before.url or "", credentials.headers(None))
+    door = answering.Door(here.app, before.url or "", credentials_of().headers(None))
     try:
         _redeploy(app, chosen, target)
         target.record(here.app, {"theory-ref": spec.ref.slug, **modal_names.digest_tags(digest)})
@@ -79,7 +80,7 @@ def roll_back(
         details = {**error.details, "digest": digest, "serving": outcome.serving}
         raise kind(f"{error.message}; {outcome.words}", hint=here.line("logs"), details=details) from error
     _remember(spec, here, digest, before, state, warn)
-    verified = evidence.verify(here, digest, target=target, headers=door.headers, timeout_s=timeout_s)
+    verified = evidence.verify(here, digest, target=target, headers_of=lambda: door.headers, timeout_s=timeout_s)
     now = target.find(here.app)
     return RolledBack(verified, door.url, now.version if now else None, chosen.deployed.version, before.digest)
 

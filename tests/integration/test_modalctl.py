@@ -403,11 +403,11 @@ def test_what_is_not_deployed_is_absent_then_deployed_then_stopped(modal_shop: M
     assert (after["state"], after["url"]) == ("stopped", None)
 
 
-@pytest.mark.parametrize("subcommand", ["run", "logs", "sync-secrets", "rollback", "history"])
+@pytest.mark.parametrize("subcommand", ["run", "logs", "sync-secrets", "rollback", "history", "verify-digest"])
 def test_what_needs_a_deployment_says_that_there_is_none(modal_shop: ModalShop, subcommand: str) -> None:
-    proxy = {"MODAL_PROXY_TOKEN_ID": "wk-a", "MODAL_PROXY_TOKEN_SECRET": "ws-a"}
+    oci = ("--oci", modal_shop.images[0]) if subcommand == "verify-digest" else ()
 
-    done = modal_shop.ctl(subcommand, env={**DEV, **proxy})
+    done = modal_shop.ctl(subcommand, *oci, env=DEV)
 
     assert (done.status, done.document["error"]["code"]) == (66, "ERR_NOT_DEPLOYED")
     assert done.document["error"]["hint"] == f"modalctl start --ref {modal_shop.ref} --env dev --oci OCI"

@@ -125,12 +125,12 @@ class Command(SubcommandCommand):
         image = image or registry.load(settings.root, here.ref).pins.get(AMD64)
         if image is None:
             raise UsageError(f"{here.ref} has no pin for {AMD64}: --oci says which digest to expect")
-        credentials = proxying.known(settings.modal_proxy_token, wiring.modal_state(settings))
+        state = wiring.modal_state(settings)
         verified = evidence.verify(
             here,
             image.digest,
             target=wiring.target(here.env),
-            headers=credentials.headers(None),
+            headers_of=lambda: proxying.known(settings.modal_proxy_token, state).headers(None),
             timeout_s=options["timeout"],
         )
         return Result(verified.document(), verified.text())
@@ -154,7 +154,7 @@ class Command(SubcommandCommand):
             to,
             target=wiring.target(here.env),
             state=state,
-            credentials=proxying.known(settings.modal_proxy_token, state),
+            credentials_of=lambda: proxying.known(settings.modal_proxy_token, state),
             timeout_s=options["timeout"],
             progress=self.note,
             warn=self.warn,
