@@ -9,8 +9,7 @@ from apps.errors import InvalidReference, UsageError
 _WORD = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 _REF = re.compile(rf"({_WORD})/({_WORD})@([1-9][0-9]{{0,8}})")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-# host[:port]/path, after the OCI distribution spec; the host is required, so that
-# `org/image@sha256:…` never silently means somebody's default registry.
+# host[:port]/path, after the OCI distribution spec.
 _REPOSITORY = (  # compiled when it is needed first: few runs have a pin
     r"(?:localhost|[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*)(?::[0-9]{1,5})?"
     r"(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)+"
@@ -50,6 +49,14 @@ def parse_digest(text: str) -> str:
     return text
 
 
+def names_a_host(word: str) -> bool:
+    """Whether Docker takes the part before the first slash for a registry's host: it needs a dot, a port or a capital.
+
+    Asked for everywhere, so that `org/image@sha256:…` never silently means somebody's default registry.
+    """
+    return word == "localhost" or "." in word or ":" in word or word != word.lower()
+
+
 @dataclass(frozen=True, slots=True)
 class ImageReference:
     """A pinned image, `host[:port]/repository@sha256:…`: the same bytes on every machine."""
@@ -61,6 +68,11 @@ class ImageReference:
         if not re.fullmatch(_REPOSITORY, self.repository):
             raise InvalidReference(
                 f"{self.repository!r} is not an image repository", hint="use host[:port]/repository@sha256:<64 hex>"
+            )
+        if not names_a_host(self.repository.partition("/")[0]):
+            raise InvalidReference(
+                f"{self.repository!r} names no registry: to Docker it is docker.io/{self.repository}",
+                hint="use host[:port]/repository@sha256:<64 hex>; docker.io is the host of Docker Hub",
             )
         parse_digest(self.digest)
 

@@ -26,8 +26,8 @@ BAD_REFS += [
 ]
 BAD_REFS += ["llm/x@9999999999", "llm/x@1@2", "llm/x@latest", "llm/\u00e9@1", "llm/x@1\0"]
 
-GOOD_IMAGES = ["ghcr.io/org/llm-litellm", "localhost:5000/x", "localhost/x", "127.0.0.1:5000/a/b/c", "registry/x"]
-GOOD_IMAGES += ["r.example.com/a__b/c.d-e--f_g", "R.example.COM/x"]
+GOOD_IMAGES = ["ghcr.io/org/llm-litellm", "localhost:5000/x", "localhost/x", "127.0.0.1:5000/a/b/c"]
+GOOD_IMAGES += ["r.example.com/a__b/c.d-e--f_g", "R.example.COM/x", "registry:5000/x", "Registry/x"]
 BAD_IMAGES = ["", "ghcr.io", "ghcr.io/", "/x", "ghcr.io/Org/x", "ghcr.io/org/x:1", "ghcr.io//x", "ghcr.io/x/", "-a/x"]
 BAD_IMAGES += [
     "ghcr.io:port/x",
@@ -96,6 +96,15 @@ def test_a_good_image_is_read_and_written_alike(repository: str) -> None:
 def test_a_bad_repository_is_refused(repository: str) -> None:
     with pytest.raises(InvalidReference):
         ImageReference.parse(f"{repository}@{DIGEST}")
+
+
+@pytest.mark.parametrize("repository", ["org/image", "registry/x", "library/python/x"])
+def test_what_docker_takes_for_docker_hub_is_refused_unless_it_says_so(repository: str) -> None:
+    with pytest.raises(InvalidReference, match=f"to Docker it is docker.io/{repository}") as caught:
+        ImageReference.parse(f"{repository}@{DIGEST}")
+
+    assert "docker.io is the host of Docker Hub" in caught.value.hint
+    assert str(ImageReference.parse(f"docker.io/{repository}@{DIGEST}")) == f"docker.io/{repository}@{DIGEST}"
 
 
 @pytest.mark.parametrize("digest", BAD_DIGESTS)

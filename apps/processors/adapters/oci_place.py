@@ -4,6 +4,8 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Final, Self
 
+from apps.processors.reference import names_a_host
+
 DOCKER_HUB: Final = "docker.io"
 _HUB_API: Final = "registry-1.docker.io"
 _HUB_LOGIN: Final = "https://index.docker.io/v1/"
@@ -24,7 +26,7 @@ class Place:
         Source: https://pkg.go.dev/github.com/distribution/reference#ParseNormalizedNamed
         """
         first, slash, rest = repository.partition("/")
-        if not slash or not _names_a_host(first):
+        if not slash or not names_a_host(first):
             first, rest = DOCKER_HUB, repository
         if first in (DOCKER_HUB, "index.docker.io"):
             return cls(DOCKER_HUB, rest if "/" in rest else f"library/{rest}")
@@ -47,10 +49,6 @@ class Place:
     def login_line(self) -> str:
         """What to type for a login."""
         return "docker login" if self.host == DOCKER_HUB else f"docker login {self.host}"
-
-
-def _names_a_host(word: str) -> bool:
-    return word == "localhost" or "." in word or ":" in word or word != word.lower()
 
 
 def is_loopback(host: str) -> bool:
