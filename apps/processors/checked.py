@@ -51,7 +51,7 @@ def _kept(place: Path, key: str, path: Path) -> ProcessorSpec | None:
     try:
         document = json.loads(place.read_bytes())
         return spec.of(document["spec"], file=path) if document["key"] == key else None
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

@@ -280,7 +280,7 @@ class LocalState:
             document = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, RecursionError) as exc:
             raise ConfigurationError(f"{path} can't be read: {exc}", hint=f"remove it: rm {path}") from exc
         if not isinstance(document, dict) or document.get("schema", 1) != 1:
             raise self._another_version(name)

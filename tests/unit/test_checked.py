@@ -80,7 +80,9 @@ def test_a_file_that_is_gone_is_an_error(root: Path) -> None:
         load(root)
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "{", '{"key": "KEY"}', '{"key": "KEY", "spec": {"ref": 1}}'])
+@pytest.mark.parametrize(
+    "damage", ["", "[]", "{", '{"key": "KEY"}', '{"key": "KEY", "spec": {"ref": 1}}', "[" * 100_000]
+)
 def test_what_was_damaged_is_read_again(root: Path, damage: str) -> None:
     wanted = load(root)
     key = json.loads(kept(root).read_text())["key"]

@@ -191,7 +191,7 @@ def test_a_container_of_an_earlier_version_was_not_forced(state: LocalState) -> 
     assert ContainerRecord.read(replace(CONTAINER, forced="pin").document()).forced == "pin"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 2}', "\0"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 2}', "\0", "[" * 100_000])
 def test_a_damaged_file_is_named_with_the_line_that_mends_it(state: LocalState, text: str) -> None:
     state.folder.mkdir(parents=True)
     (state.folder / "containers.json").write_text(text)
