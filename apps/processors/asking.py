@@ -11,6 +11,7 @@ from processor_runtime import protocol
 
 from apps.errors import Cancelled, ExecutionConflict, InvalidInputs, OperationError, StorageFailed
 from apps.processors import checked, inputs, runs
+from apps.processors.envelope import new_execution_id
 from apps.processors.reference import Platform, ProcessorRef
 from apps.processors.spec import ProcessorSpec
 from apps.settings import Settings
@@ -37,6 +38,10 @@ class Asked(NamedTuple):  # no dataclass: every run would pay for making it
     execution_id: str | None = None
     attach: tuple[str, ...] = ()
     """NAME=PATH of files that the inputs shall name."""
+
+    def id(self) -> str:
+        """The execution's: what was typed, an empty word too (`prepare` refuses it), or a new one."""
+        return new_execution_id() if self.execution_id is None else self.execution_id
 
 
 class Ran(NamedTuple):  # no dataclass: every run would pay for making it

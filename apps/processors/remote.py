@@ -12,7 +12,7 @@ from apps.processors.answering import IDLE_S, session_header
 from apps.processors.asking import Asked, Prepared, Ran, prepare, told
 from apps.processors.deployments import Place
 from apps.processors.door import Asleep, Door, Unreachable
-from apps.processors.envelope import Meta, new_execution_id
+from apps.processors.envelope import Meta
 from apps.processors.modal_state import AppRecord, ModalState
 from apps.processors.reference import AMD64
 from apps.processors.spec import ProcessorSpec
@@ -49,9 +49,7 @@ def run(
 
     Raises OperationErrors that carry the error envelope: what can fail is made in here.
     """
-    known = runs.Known(
-        asked.execution_id or new_execution_id(), asked.ref, Meta(adapter="modal", engine="modal", mode=asked.mode)
-    )
+    known = runs.Known(asked.id(), asked.ref, Meta(adapter="modal", engine="modal", mode=asked.mode))
     with told(known):
         settings = settings_of()
         ready = prepare(asked, known, settings, storage_of)

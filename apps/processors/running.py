@@ -10,7 +10,7 @@ from apps.errors import ConnectionFailed, Drift, ExecutionLost, NotStarted, Oper
 from apps.processors import engines, runs
 from apps.processors.asking import Asked, Ran, prepare, told
 from apps.processors.door import Door, Unreachable
-from apps.processors.envelope import Meta, new_execution_id
+from apps.processors.envelope import Meta
 from apps.processors.reference import Platform, ProcessorRef
 from apps.processors.selection import difference, standard
 from apps.processors.spec import ProcessorSpec
@@ -40,7 +40,7 @@ def run(
     Asks no engine unless the container does not answer. Raises OperationErrors that carry the error envelope: what
     can fail is made in here.
     """
-    known = runs.Known(asked.execution_id or new_execution_id(), asked.ref, Meta(adapter="local", mode=asked.mode))
+    known = runs.Known(asked.id(), asked.ref, Meta(adapter="local", mode=asked.mode))
     with told(known):
         settings = settings_of()
         known.learn(engine=settings.engine)

@@ -1,7 +1,9 @@
 """The subcommand `outputs`, the same on every command that runs processors."""
 
+from pathlib import Path
 from typing import Any, Final
 
+from apps.errors import UsageError
 from apps.processors.management.commands._base import Parser, Result, SubcommandCommand
 
 _ID: Final = "01a202df-5e07-7db6-94a6-b0bf2199220b"
@@ -32,7 +34,7 @@ def answer(command: SubcommandCommand, options: dict[str, Any]) -> Result:
             ref,
             options["execution_id"],
             write_prefix=options["write_prefix"],
-            download=settings.caller / options["download"] if options["download"] else None,
+            download=_folder(options["download"], settings.caller),
             discard=options["discard"],
         ),
         storage=wiring.storage(settings),
@@ -40,3 +42,9 @@ def answer(command: SubcommandCommand, options: dict[str, Any]) -> Result:
     if not found.written.complete:
         command.note("there is no index: the execution goes on, or did not succeed")
     return Result(found.document(), lambda: command.table(("OUTPUT", "BYTES", "DIGEST"), found.rows()))
+
+
+def _folder(typed: str | None, caller: Path) -> Path | None:
+    if typed == "":  # --download "$PLACE" --discard, and the variable is not set: all would be gone
+        raise UsageError("--download names no folder", hint="--download . is the current one")
+    return None if typed is None else caller / typed

@@ -45,7 +45,7 @@ def asked(options: Mapping[str, Any]) -> "asking.Asked":
             caller=settings.caller,
             stdin=sys.stdin.buffer if sys.stdin else None,
         ),
-        platform=Platform.parse(options["platform"]) if options["platform"] else None,
+        platform=Platform.parse(options["platform"]) if options["platform"] is not None else None,
         write_prefix=options["write_prefix"],
         timeout_s=options["timeout"],
         execution_id=options["execution_id"],

@@ -113,7 +113,7 @@ class Command(SubcommandCommand):
         from apps.settings import Settings
 
         ref = ProcessorRef.parse(options["ref"])
-        platform = Platform.parse(options["platform"]) if options["platform"] else None
+        platform = Platform.parse(options["platform"]) if options["platform"] is not None else None
         settings = Settings.read()
         engine, *others = wiring.engines(settings)
         started = local.start(
@@ -155,7 +155,7 @@ class Command(SubcommandCommand):
         from apps.processors.reference import ProcessorRef
         from apps.settings import Settings
 
-        only = ProcessorRef.parse(options["ref"]) if options["ref"] else None
+        only = ProcessorRef.parse(options["ref"]) if options["ref"] is not None else None
         settings = Settings.read()
         stopped = containers.stop(
             only,
@@ -172,7 +172,7 @@ class Command(SubcommandCommand):
         from apps.processors.reference import ProcessorRef
         from apps.settings import Settings
 
-        only = ProcessorRef.parse(options["ref"]) if options["ref"] else None
+        only = ProcessorRef.parse(options["ref"]) if options["ref"] is not None else None
         settings = Settings.read()
         rows = containers.status(
             only,
@@ -190,7 +190,7 @@ class Command(SubcommandCommand):
         from apps.settings import Settings
 
         ref = ProcessorRef.parse(options["ref"])
-        since = _moments.moment(options["since"]) if options["since"] else None
+        since = _moments.moment(options["since"]) if options["since"] is not None else None
         settings = Settings.read()
         lines = containers.logs(
             ref,

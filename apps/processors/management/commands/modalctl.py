@@ -107,7 +107,7 @@ class Command(SubcommandCommand):
         from apps.processors import deployments, wiring
         from apps.processors.management.commands import _moments
 
-        since = _moments.moment(options["since"]) if options["since"] else None
+        since = _moments.moment(options["since"]) if options["since"] is not None else None
         _, here = _place(options)
         lines = deployments.logs(
             here, wiring.target(here.env), follow=options["follow"], tail=options["tail"], since=since
@@ -120,7 +120,7 @@ class Command(SubcommandCommand):
         from apps.processors import evidence, proxying, registry, wiring
         from apps.processors.reference import AMD64, ImageReference
 
-        image = ImageReference.parse(options["oci"]) if options["oci"] else None
+        image = ImageReference.parse(options["oci"]) if options["oci"] is not None else None
         settings, here = _place(options)
         image = image or registry.load(settings.root, here.ref).pins.get(AMD64)
         if image is None:
@@ -145,7 +145,7 @@ class Command(SubcommandCommand):
     def rollback(self, options: dict[str, Any]) -> Result:
         from apps.processors import proxying, registry, reverting, wiring
 
-        to = reverting.wanted(options["to"]) if options["to"] else None
+        to = reverting.wanted(options["to"]) if options["to"] is not None else None
         settings, here = _place(options)
         state = wiring.modal_state(settings)
         rolled = reverting.roll_back(
@@ -204,5 +204,5 @@ def _place(options: Mapping[str, Any], *, of_state: bool = True) -> "tuple[Setti
 def _amd64(platform: str | None) -> None:
     from apps.processors.reference import AMD64, Platform
 
-    if platform and Platform.parse(platform) != AMD64:
+    if platform is not None and Platform.parse(platform) != AMD64:
         raise UsageError(f"Modal runs {AMD64} alone, not {platform!r}", hint="leave --platform out, or amd64")

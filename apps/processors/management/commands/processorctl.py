@@ -211,7 +211,7 @@ class Command(SubcommandCommand):
         from apps.processors.reference import ProcessorRef
         from apps.settings import Settings
 
-        only = ProcessorRef.parse(options["ref"]) if options["ref"] else None
+        only = ProcessorRef.parse(options["ref"]) if options["ref"] is not None else None
         settings = Settings.read()
         builder = wiring.builder(settings)
         verified = verifying.verify(
