@@ -17,8 +17,8 @@ from apps.storage.base import Grants, ObjectStat, StorageBackend
 if TYPE_CHECKING:
     from apps.processors.lanes import Lane, Workers
 
-LEAVE_S: Final = 2.0
-"""How long what was begun may take, once the conversation is over."""
+LEAVE_S: Final = 0.5
+"""How long a read that was begun may take, once the conversation is over: nothing has to be undone."""
 _CONTENT_ADDRESSED: Final = re.compile(r"artifacts/inputs/sha256/([0-9a-f]{64})/[^/]+")
 
 
@@ -82,7 +82,8 @@ class Fetching:
         self._side, self._sources, self._grants, self._send = side, sources, grants, send
         self._readers: dict[int, _Reader] = {}
         self._lanes: dict[int, Lane] = {}
-        self._workers = _workers() if grants is not None else None
+        # Reading it may mean waiting for another machine, with grants or without.
+        self._workers = _workers() if sources.backend.name != "filesystem" else None
         self._over = False
 
     def take(self, message: protocol.Fetch | protocol.Pull) -> None:

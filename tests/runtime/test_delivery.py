@@ -116,6 +116,29 @@ def test_a_store_that_was_taken_already_is_the_controllers_to_judge(store: FakeS
     assert len(store.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("status", "code"), [(409, "ConditionalRequestConflict"), (409, "OperationAborted"), (400, "RequestTimeout")]
+)
+def test_a_store_that_says_to_send_it_again_is_sent_it_again(
+    store: FakeStore, descriptor: int, status: int, code: str
+) -> None:
+    store.faults, store.error_code = [status, status], code
+
+    deliver(descriptor, whole(store))
+
+    assert store.objects == {"/a": b"x" * 10}
+
+
+def test_another_conflict_is_a_refusal(store: FakeStore, descriptor: int) -> None:
+    store.always, store.error_code = 409, "InvalidBucketState"
+
+    with pytest.raises(Failed) as caught:
+        deliver(descriptor, whole(store))
+
+    assert caught.value.failure.code == codes.UPLOAD
+    assert len(store.requests) == 1
+
+
 def test_no_message_holds_a_url(descriptor: int) -> None:
     secret = {"method": "PUT", "url": "http://127.0.0.1:1/a\r\n?X-Amz-Signature=0123", "headers": {"A": "b\r\nc"}}
 

@@ -1,11 +1,12 @@
 """The controller's end of fetches: what inputs name, what is handed out, and to whom not."""
 
 import json
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from processor_runtime import protocol
@@ -84,6 +85,13 @@ def test_a_malformed_artifact_is_named_by_its_place(backend: FilesystemBackend, 
 # Afterwards
 
 
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 class Wire:
     """The runtime's end: what it asks goes through both state machines, as on a connection."""
 
@@ -105,11 +113,7 @@ class Wire:
 
     def first(self) -> dict[str, Any]:
         """The first text, once it is there."""
-        deadline = time.monotonic() + 5
-        while not self.texts:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        self.fetching.close()
+        until(lambda: bool(self.texts))
         return self.texts[0]
 
     def _arrive(self, message: str | bytes) -> None:
@@ -182,6 +186,12 @@ def test_a_pull_beyond_size_or_window_breaks_the_protocol(wire: Wire, pull: Pull
         wire.controller.receive(protocol.encode(pull))
 
 
+class Bucket(FilesystemBackend):
+    """One that is not on this machine."""
+
+    name = "s3"
+
+
 class Grants:
     """Of a store that a container reaches; `broken` once its credentials have ended."""
 
@@ -193,8 +203,13 @@ class Grants:
         return SignedRequest("GET", f"http://store/{key}?signature=1", {"host": "store"})
 
 
-def test_a_store_that_can_be_reached_is_named(backend: FilesystemBackend) -> None:
-    wire = Wire(backend, Grants())
+@pytest.fixture
+def bucket(backend: FilesystemBackend) -> Bucket:
+    return Bucket(backend.root)
+
+
+def test_a_store_that_can_be_reached_is_named(bucket: Bucket) -> None:
+    wire = Wire(bucket, Grants())
 
     wire.ask(Fetch(ID, 1, PATH))
 
@@ -203,13 +218,36 @@ def test_a_store_that_can_be_reached_is_named(backend: FilesystemBackend) -> Non
         "url": f"http://store{PATH}?signature=1",
         "headers": {"host": "store"},
     }
+    wire.fetching.close()
 
 
-def test_a_request_that_cannot_be_signed_is_told(backend: FilesystemBackend) -> None:
+def test_a_request_that_cannot_be_signed_is_told(bucket: Bucket) -> None:
     grants = Grants()
     grants.broken = True
-    wire = Wire(backend, grants)
+    wire = Wire(bucket, grants)
 
     wire.ask(Fetch(ID, 1, PATH))
 
     assert wire.first()["error"]["message"] == "the credentials have ended"
+    wire.fetching.close()
+
+
+def test_a_slow_store_that_the_container_cannot_reach_keeps_nobody_waiting(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, opened = threading.Event(), bucket.open
+
+    def slowly(key: str) -> BinaryIO:
+        gate.wait(10)
+        return opened(key)
+
+    wire = Wire(bucket)
+    monkeypatch.setattr(bucket, "open", slowly)
+    wire.ask(Fetch(ID, 1, PATH))
+    wire.first()
+    wire.ask(Pull(1, 0, 200))  # returns at once
+
+    assert wire.received == b""
+    gate.set()
+    until(lambda: bytes(wire.received) == DATA[:200])
+    wire.fetching.close()

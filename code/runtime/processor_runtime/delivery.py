@@ -13,6 +13,8 @@ PATIENCE_S: Final = 30.0  # from a request's first failure on: a store that is s
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 5.0
 TAKEN: Final = 412
+# Another writer of the key is not done, or the store had waited too long for us: AWS's words for 'send it again'.
+AGAIN: Final = ("ConditionalRequestConflict", "OperationAborted", "RequestTimeout")
 EXPIRED: Final = ("AccessDenied", "ExpiredToken", "RequestExpired", "ExpiredPresignRequest")  # among other things
 
 
@@ -88,7 +90,7 @@ class Delivery:
 
     async def _answered(self, answer: direct.Answer) -> None:
         """What another answer than 'taken' means."""
-        if answer.status >= 500:
+        if answer.status >= 500 or answer.code in AGAIN:
             await self._wait_or(Failed(self._failure(codes.STORAGE, f"the store answered {_said(answer)}", answer)))
         elif answer.status == 403 and time.monotonic() > self._ends_at:
             await self._wait_or(Expired())
