@@ -19,6 +19,7 @@ _SKEWED: Final = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
 _FULL: Final = frozenset({"507", "XMinioStorageFull", "InsufficientStorage", "QuotaExceeded"})
 _MISSING: Final = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"})
 _UNKNOWN: Final = frozenset({"CredentialRetrievalError", "TokenRetrievalError", "UnauthorizedSSOTokenError"})
+_CUT_TLS: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 NOT_THERE: Final = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchObject"})
 TAKEN: Final = frozenset({"412", "PreconditionFailed"})
@@ -87,10 +88,17 @@ class Failures(NamedTuple):
             return StorageFailed(
                 f"the credentials can't be had: {_message(exc)}", hint=f"look at {self.credentials}", details=details
             )
-        if any(isinstance(each, ssl.SSLError) for each in _chain(exc)):
+        chain = list(_chain(exc))
+        if any(isinstance(each, ssl.SSLCertVerificationError) for each in chain):
             return StorageFailed(
                 f"{self.endpoint} is not trusted: {_reason(exc)}",
                 hint="name its authority's certificate in SSL_CERT_FILE",
+                details=details,
+            )
+        if any(isinstance(each, ssl.SSLError) and not isinstance(each, _CUT_TLS) for each in chain):
+            return StorageFailed(
+                f"{self.endpoint} does not speak TLS as it should: {_reason(exc)}",
+                hint=f"look at {self.address}",
                 details=details,
             )
         return StorageFailed(
@@ -125,6 +133,9 @@ def _reason(exc: Exception) -> str:
     for each in chain:
         if isinstance(each, TimeoutError) or "Timeout" in type(each).__name__:
             return "no answer in time"
+    for each in chain:
+        if isinstance(each, ssl.SSLError) and each.reason:
+            return each.reason.replace("_", " ").lower()
     for each in reversed(chain):
         if isinstance(each, OSError | socket.gaierror) and each.strerror:
             return each.strerror

@@ -106,9 +106,10 @@ class Enforcement:
             timeout=(s3_client.CONNECT_S, s3_client.READ_S),
         )
         try:
-            with self._failures.told():
-                request = AWSRequest(method="PUT", url=url, headers=headers, data=body).prepare()
-                return int(session.send(request).status_code)
+            request = AWSRequest(method="PUT", url=url, headers=headers, data=body).prepare()
+            return int(session.send(request).status_code)
+        except self._failures.errors as exc:
+            raise self._failures.translated(exc) from None  # in its words is the signed URL: --traceback shows them
         finally:
             session.close()
 

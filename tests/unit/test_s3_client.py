@@ -2,6 +2,8 @@
 
 import json
 import sys
+import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import pytest
 from apps.errors import ConfigurationError, StorageFailed
 from apps.processors.state import LocalState
 from apps.settings import BucketSettings
-from apps.storage import s3, s3_client
+from apps.storage import minio, s3, s3_client
 from apps.storage.bucket import BucketBackend, Local
+from tests.stores import fake_store
 
 DIGEST = "sha256:" + "ab" * 32
 HERE = "http://127.0.0.1:9000"
@@ -170,3 +173,29 @@ def profile(tmp_path: Path, *, minutes: float) -> None:
     script = tmp_path / "login.py"
     script.write_text(f"print({json.dumps(json.dumps(login))})\n")
     (tmp_path / "config").write_text(f"[profile role]\ncredential_process = {sys.executable} {script}\n")
+
+
+def test_a_traceback_shows_no_signed_url(tmp_path: Path, keys: None) -> None:
+    (tmp_path / "state").mkdir()
+    settings = BucketSettings("theory-artifacts", "eu-west-1", endpoint="http://127.0.0.1:1")
+    made = s3.backend(settings, Local(tmp_path / "spool", LocalState(tmp_path / "state")))
+
+    with pytest.raises(StorageFailed, match="does not answer: Connection refused") as caught:
+        made.grants(None).upload("artifacts/a", size_bytes=1, digest=DIGEST, mime="text/plain")
+
+    assert "X-Amz-" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("make", [minio.backend, s3.backend])
+def test_a_server_without_tls_is_told_from_one_that_is_not_trusted(
+    tmp_path: Path, keys: None, make: Callable[[BucketSettings, Local], BucketBackend]
+) -> None:
+    with fake_store() as store:
+        settings = BucketSettings(
+            "theory-artifacts", "eu-west-1", f"https://127.0.0.1:{store.port}", access_key="a", secret_key="b"
+        )
+        made = make(settings, Local(tmp_path / "spool", LocalState(tmp_path)))
+        with pytest.raises(StorageFailed, match="does not speak TLS as it should") as caught:
+            made.check()
+
+    assert caught.value.hint.startswith("look at ")
