@@ -21,6 +21,10 @@ USE_I18N = False
 
 ENGINES: Final = ("docker", "process")
 BACKENDS: Final = ("filesystem", "minio", "s3")
+_CREDENTIALS: Final = {
+    "minio": ("MINIO_STORAGE_ACCESS_KEY", "MINIO_STORAGE_SECRET_KEY"),
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+}
 _BUCKET_NAME: Final = "3 to 63 of a-z, 0-9, . and -, beginning and ending with a letter or digit"
 
 
@@ -160,12 +164,17 @@ def _bucket(present: Mapping[str, str]) -> BucketSettings | None:
     kind = present.get("STORAGE_BACKEND")
     if kind not in ("minio", "s3"):
         return None
+    for name in _CREDENTIALS[kind]:
+        if not present.get(name, "").isprintable():  # a line's end that was copied with it, say
+            raise ConfigurationError(
+                f"{name} holds a control character", hint=f"set {name} again, without its line's end"
+            )
     if kind == "minio":
         _require(present, "MINIO_STORAGE_ENDPOINT", "MINIO_STORAGE_ACCESS_KEY", "MINIO_STORAGE_SECRET_KEY")
         scheme = "https" if _flag(present, "MINIO_STORAGE_USE_HTTPS", default=True) else "http"
         place = BucketSettings(
             name=_bucket_name(present.get("ARTIFACTS_BUCKET", "theory-artifacts")),
-            region=present.get("ARTIFACTS_REGION", "us-east-1"),
+            region=_region(present),
             endpoint=_address(present, "MINIO_STORAGE_ENDPOINT", scheme),
             access_key=present["MINIO_STORAGE_ACCESS_KEY"],
             secret_key=present["MINIO_STORAGE_SECRET_KEY"],
@@ -175,7 +184,7 @@ def _bucket(present: Mapping[str, str]) -> BucketSettings | None:
         named = "AWS_ENDPOINT_URL_S3" if "AWS_ENDPOINT_URL_S3" in present else "AWS_ENDPOINT_URL"
         place = BucketSettings(
             name=_bucket_name(present["ARTIFACTS_BUCKET"]),
-            region=present.get("ARTIFACTS_REGION", "us-east-1"),
+            region=_region(present),
             endpoint=_url(present, named) if named in present else None,
             profile=present.get("AWS_PROFILE"),
         )
@@ -206,6 +215,13 @@ def _bucket_name(name: str) -> str:
     return name
 
 
+def _region(present: Mapping[str, str]) -> str:
+    name = present.get("ARTIFACTS_REGION", "us-east-1")
+    if not re.fullmatch(r"[A-Za-z0-9-]{1,63}", name):
+        raise ConfigurationError(f"ARTIFACTS_REGION is {name!r}", hint="set ARTIFACTS_REGION to one like us-east-1")
+    return name
+
+
 def _address(present: Mapping[str, str], name: str, scheme: str) -> str:
     """`host[:port]` as a URL."""
     if "://" in present[name]:
@@ -233,6 +249,7 @@ def _checked_url(url: str, name: str, value: str, shape: str) -> str:
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
+    usable = usable and url.isprintable() and " " not in url
     if not usable or parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
         # A password in it is not shown.
         shown = value.rpartition("@")[2]

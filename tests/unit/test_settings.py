@@ -108,6 +108,8 @@ def test_all_missing_variables_are_named_at_once() -> None:
         ({**MINIO, "MINIO_STORAGE_ENDPOINT": "http://a:9000"}, "MINIO_STORAGE_ENDPOINT is 'http://a:9000'"),
         ({**MINIO, "MINIO_STORAGE_ENDPOINT": ":9000"}, "MINIO_STORAGE_ENDPOINT is ':9000'"),
         ({**MINIO, "MINIO_STORAGE_ENDPOINT": "a:99999"}, "MINIO_STORAGE_ENDPOINT is 'a:99999'"),
+        ({**MINIO, "MINIO_STORAGE_ENDPOINT": "a b:9000"}, "MINIO_STORAGE_ENDPOINT is 'a b:9000'"),
+        ({**S3, "ARTIFACTS_REGION": "eu west"}, "ARTIFACTS_REGION is 'eu west'"),
         ({**MINIO, "MINIO_STORAGE_USE_HTTPS": "maybe"}, "MINIO_STORAGE_USE_HTTPS is 'maybe'"),
     ],
 )
@@ -117,6 +119,23 @@ def test_a_malformed_variable_is_named(environ: dict[str, str], message: str) ->
 
     assert message in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [
+        (MINIO, "MINIO_STORAGE_ACCESS_KEY"),
+        (MINIO, "MINIO_STORAGE_SECRET_KEY"),
+        (S3, "AWS_ACCESS_KEY_ID"),
+        (S3, "AWS_SECRET_ACCESS_KEY"),
+        (S3, "AWS_SESSION_TOKEN"),
+    ],
+)
+def test_a_credential_with_a_lines_end_is_named_and_not_shown(environ: dict[str, str], name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} holds a control character") as caught:
+        Settings.read({**environ, name: "hidden\n"})
+
+    assert "hidden" not in str(caught.value.document())
 
 
 def test_a_password_in_an_endpoint_is_refused_and_not_shown() -> None:
