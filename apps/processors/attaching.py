@@ -12,6 +12,7 @@ from processor_runtime.artifacts import MAX_ARTIFACTS
 from processor_runtime.protocol import ARTIFACT
 
 from apps.errors import InvalidInputs, StorageFailed, UploadFailed, UsageError
+from apps.storage import keys
 from apps.storage.base import StorageBackend
 
 PIECE_BYTES: Final = 1024 * 1024
@@ -111,7 +112,7 @@ def _read(attachment: Attachment, caller: Path) -> Attached:
                 size_bytes += len(piece)
         except OSError as exc:
             raise _unreadable(attachment, exc.strerror or str(exc)) from exc
-    key = f"artifacts/inputs/sha256/{digest.hexdigest()}/{_safe(path.name)}"
+    key = keys.attached(digest.hexdigest(), _safe(path.name))
     return Attached(path, key, size_bytes, f"sha256:{digest.hexdigest()}", attachment.pointer)
 
 

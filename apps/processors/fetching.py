@@ -4,7 +4,6 @@ Only what the inputs name is ever handed out. Files of this machine are read at 
 lanes, one for each fetch.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 from processor_runtime import artifacts, protocol
 
 from apps.errors import InvalidInputs, OperationError, StorageFailed
+from apps.storage import keys
 from apps.storage.base import Grants, ObjectStat, StorageBackend
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 LEAVE_S: Final = 0.5
 """How long a read that was begun may take, once the conversation is over: nothing has to be undone."""
-_CONTENT_ADDRESSED: Final = re.compile(r"artifacts/inputs/sha256/([0-9a-f]{64})/[^/]+")
 
 
 class Sources(NamedTuple):
@@ -55,7 +54,7 @@ def look_up(inputs: Mapping[str, Any], backend: StorageBackend) -> Sources:
 def _stat(pointer: str, path: str, backend: StorageBackend) -> ObjectStat:
     key = path[1:]
     # What names its own digest need not be read for it: the runtime takes it in any case.
-    named = _CONTENT_ADDRESSED.fullmatch(key)
+    named = keys.ATTACHED.fullmatch(key)
     found = backend.stat(key) if named else backend.digest(key)
     if found is None:
         raise InvalidInputs(

@@ -10,6 +10,15 @@ MAX_SEGMENT_BYTES: Final = 255  # what filesystems take
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
+ATTACHED: Final = re.compile(r"artifacts/inputs/sha256/([0-9a-f]{64})/[^/]+")
+"""Keys of files that were attached to runs: they hold the file's own digest."""
+
+
+def attached(sha256: str, name: str) -> str:
+    """The key of an attached file, of that hexadecimal digest. No execution wrote it."""
+    return f"artifacts/inputs/sha256/{sha256}/{name}"
+
+
 def split(key: str) -> list[str]:
     """The segments of `key`: at least one. Raises InvalidInputs naming what is wrong with it.
 

@@ -114,6 +114,11 @@ class Written:
                     f"other executions wrote below {self.prefix}: {self._backend.locate(found.key)}",
                     hint="name this execution's own --write-prefix",
                 )
+            if keys.ATTACHED.fullmatch(found.key):
+                raise OutputExists(
+                    f"{self._backend.locate(found.key)} was attached to a run: no execution wrote it",
+                    hint="name this execution's own --write-prefix",
+                )
 
     def _indexed(self, index: dict[str, Any]) -> Iterator[StoredOutput]:
         try:

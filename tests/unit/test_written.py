@@ -127,6 +127,18 @@ def test_a_prefix_that_spans_executions_is_refused(root: Path, prefix: str, inde
     assert files(root) == before
 
 
+@pytest.mark.parametrize("prefix", ["/artifacts/", "/artifacts/inputs/", "/artifacts/inputs/sha256/"])
+def test_what_was_attached_to_runs_is_no_executions_to_discard(root: Path, prefix: str) -> None:
+    attached = root / f"artifacts/inputs/sha256/{'ab' * 32}/photo.jpg"
+    attached.parent.mkdir(parents=True)
+    attached.write_bytes(b"photo")
+
+    with pytest.raises(OutputExists, match=r"photo\.jpg was attached to a run"):
+        ask(root, write_prefix=prefix, discard=True)
+
+    assert attached.read_bytes() == b"photo"
+
+
 def test_another_refs_execution_is_refused(root: Path) -> None:
     write(root, ref="other/one@1")
 
