@@ -100,7 +100,7 @@ def test_whatever_is_asked_no_engine_is_said_at_once(call: Callable[[Engine], An
     with pytest.raises(EngineFailed) as caught:
         call(engine)
 
-    assert time.monotonic() - began_s < 0.5
+    assert time.monotonic() - began_s < 5  # the first loads the SDK; a connection to nowhere takes minutes
     assert caught.value.message == f"no Docker Engine answers at unix://{folder}/absent.sock: No such file or directory"
     assert caught.value.hint == "start Docker, or do without it: LOCAL_ENGINE=process"
 
@@ -113,7 +113,7 @@ def test_whatever_is_asked_an_engine_on_another_machine_is_refused_at_once(call:
     with pytest.raises(ConfigurationError, match="another machine"):
         call(engine)
 
-    assert time.monotonic() - began_s < 0.5
+    assert time.monotonic() - began_s < 5  # the first loads the SDK; a connection to nowhere takes minutes
 
 
 def test_a_socket_that_nobody_listens_on_is_no_engine(folder: Path) -> None:

@@ -703,7 +703,7 @@ def test_an_unchanged_build_is_the_same_and_quick(source: Place) -> None:
 
     assert second == first
     assert second.image_id == "sha256:" + "a" * 64
-    assert time.monotonic() - began < 0.3
+    assert time.monotonic() - began < 1.5  # a virtual environment takes longer
 
 
 def test_builds_of_one_lock_file_share_a_virtual_environment(source: Place) -> None:

@@ -284,7 +284,7 @@ def test_a_cancel_breaks_an_upload_off(runtime: Runtime) -> None:
 
     took_s, result = asyncio.run(scene())
 
-    assert took_s < 0.4
+    assert took_s < 1.5  # the store hangs for ten
     assert result.error["details"] == {"by": "user", "step": "handler"}
 
 

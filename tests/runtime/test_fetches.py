@@ -244,11 +244,9 @@ def test_a_cancel_or_a_timeout_ends_it_at_once(runtime: Runtime, end: str) -> No
             identity = await session.start(
                 inputs={"params": {"image": artifact()}}, timeout_s=30.0 if end == "cancel" else 0.3
             )
-            while len(session.pulls) < 6:
+            session.give = lambda pull: asyncio.sleep(0)  # type: ignore[method-assign]
+            while not session.pulls:
                 await session.receive()
-                session.give = lambda pull: asyncio.sleep(0)  # type: ignore[method-assign]
-                if session.pulls:
-                    break
             began = time.monotonic()
             if end == "cancel":
                 await session.socket.send(encode(Cancel(identity, "user")))
@@ -257,7 +255,7 @@ def test_a_cancel_or_a_timeout_ends_it_at_once(runtime: Runtime, end: str) -> No
 
     took_s, result = asyncio.run(scene())
 
-    assert took_s < 0.5
+    assert took_s < 1.5  # neither the handler's grace nor the store's patience
     assert result.error["code"] == ("ERR_CANCELLED" if end == "cancel" else "ERR_TIMEOUT")
     assert result.error["details"]["step"] == "queued"
     assert run(runtime, {PATH: SMALL}, {"image": artifact()})[1].completed.status == "success"
@@ -493,7 +491,7 @@ def test_a_cancel_breaks_a_download_off(runtime: Runtime) -> None:
 
     took_s, result = asyncio.run(scene())
 
-    assert took_s < 0.4
+    assert took_s < 1.5  # the store hangs for ten
     assert result.error["details"] == {"by": "user", "step": "queued"}
 
 

@@ -170,7 +170,7 @@ def test_a_second_sigterm_exits_at_once(start_runtime: Callable[..., Runtime]) -
             await asyncio.to_thread(runtime.process.wait, 5)
             return time.monotonic() - began
 
-    assert asyncio.run(scene()) < 1
+    assert asyncio.run(scene()) < 2  # the grace alone
     assert runtime.process.returncode == 0
 
 

@@ -214,7 +214,7 @@ def test_a_cancel_in_the_middle_of_an_upload_is_immediate(runtime: Runtime) -> N
 
     took_s, result = asyncio.run(scene())
 
-    assert took_s < 0.5
+    assert took_s < 1.5  # less than the grace of a handler that does not react
     assert result.error["code"] == "ERR_CANCELLED"
     assert result.completed.outputs == []
 
