@@ -111,11 +111,6 @@ def entries(document: Mapping[str, Any]) -> tuple[IndexEntry, ...]:
     return tuple(found[platform] for platform in PLATFORMS if platform in found)
 
 
-def manifests_by_platform(document: Mapping[str, Any]) -> dict[Platform, str]:
-    """Platform → digest of the manifest that an index has for it. Attestations are no images."""
-    return {entry.platform: entry.digest for entry in entries(document)}
-
-
 def attestation_manifest(statement: bytes) -> Attestation:
     """What stores one in-toto statement (JSON with a predicateType) beside an image, as BuildKit does.
 

@@ -58,10 +58,6 @@ def recorded_digest(tags: Mapping[str, str]) -> str | None:
     return _joined("theory-digest", tags)
 
 
-def recorded_spec(tags: Mapping[str, str]) -> str | None:
-    return _joined("theory-spec", tags)
-
-
 def _split(name: str, digest: str) -> dict[str, str]:
     digits = digest.removeprefix("sha256:")
     return {f"{name}-a": digits[:_HALF], f"{name}-b": digits[_HALF:]}

@@ -1,6 +1,7 @@
-"""What the pages promise: links that lead somewhere, and the commands that there are."""
+"""What the pages promise: links that lead somewhere, and the commands, options and variables that there are."""
 
 import re
+from argparse import SUPPRESS, ArgumentParser
 from importlib import import_module
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from tests.architecture.sources import PROJECT
 PAGES = sorted([PROJECT / "README.md", PROJECT / "terraform" / "README.md", *(PROJECT / "docs").rglob("*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 ROLE = re.compile(r"\{doc\}`([^`]+)`")
+COMMANDS = ("processorctl", "localctl", "modalctl")
+ANCHOR = re.compile(r"\[[^\]]*\]\(([^)#\s]*)#([^)]+)\)")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
 
@@ -27,6 +31,20 @@ def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
     assert [str(target) for target in _targets(page) if not target.is_file()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_every_link_into_a_page_leads_to_a_heading(page: Path) -> None:
+    links = [(name, anchor) for name, anchor in ANCHOR.findall(CODE.sub("", page.read_text())) if "://" not in name]
+    places = [((page.parent / name).resolve() if name else page, anchor) for name, anchor in links]
+
+    assert [(str(there), anchor) for there, anchor in places if anchor not in _anchors(there)] == []
+
+
+def _anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = HEADING.findall(re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_the_index_names_every_page() -> None:
     index = PROJECT / "docs" / "index.md"
 
@@ -36,11 +54,32 @@ def test_the_index_names_every_page() -> None:
 def test_the_readmes_command_table_has_every_subcommand() -> None:
     table = re.findall(r"^\| `(\w+ctl) ([a-z-]+)` \|", (PROJECT / "README.md").read_text(), re.MULTILINE)
 
-    registered = [(name, each) for name in ("processorctl", "localctl", "modalctl") for each in _subcommands(name)]
+    registered = [(name, each) for name in COMMANDS for each in _subcommands(name)]
     assert sorted(table) == sorted(registered)
 
 
-def _subcommands(name: str) -> list[str]:
+def _subcommands(name: str) -> dict[str, ArgumentParser]:
     command = import_module(f"apps.processors.management.commands.{name}").Command()
-    parser = command.create_parser("", name)
-    return [each for action in parser._actions if isinstance(action.choices, dict) for each in action.choices]
+    (parsers,) = [each.choices for each in command.create_parser("", name)._actions if isinstance(each.choices, dict)]
+    return dict(parsers)
+
+
+def test_every_option_of_a_command_is_told_in_the_pages() -> None:
+    told = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", "\n".join(page.read_text() for page in PAGES)))
+
+    options = {option for name in COMMANDS for option in _options(name)}
+    assert sorted(options - told) == []
+
+
+def _options(name: str) -> set[str]:
+    actions = [
+        action for parser in _subcommands(name).values() for action in parser._actions if action.help != SUPPRESS
+    ]
+    return {word for action in actions for word in action.option_strings if word.startswith("--")}
+
+
+def test_every_variable_that_settings_reads_is_told_in_the_pages() -> None:
+    told = "\n".join(page.read_text() for page in PAGES)
+
+    names = set(re.findall(r'"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)"', (PROJECT / "apps" / "settings.py").read_text()))
+    assert sorted(name for name in names if name not in told) == []

@@ -112,7 +112,7 @@ def test_an_index_that_another_tool_made_is_pinned_by_platform(shop: Shop, pushe
     theirs, images = f"{pushed['repository']}:theirs", [image["oci"] for image in pushed["images"]]
     shop.docker("buildx", "imagetools", "create", "--tag", theirs, *images)
     raw = skopeo("inspect", "--tls-verify=false", "--raw", f"docker://{theirs}")
-    by_platform = attestations.manifests_by_platform(json.loads(raw))
+    by_platform = {entry.platform: entry.digest for entry in attestations.entries(json.loads(raw))}
     words = ("processorctl", "pin", "--ref", shop.ref, "--verify")
 
     for platform in PLATFORMS:

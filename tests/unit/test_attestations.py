@@ -15,9 +15,8 @@ from apps.processors.attestations import (
     attestation_manifest,
     entries,
     index,
-    manifests_by_platform,
 )
-from apps.processors.reference import AMD64, ARM64
+from apps.processors.reference import AMD64, ARM64, Platform
 
 IMAGE = "sha256:66d00afb1edef6d2666eeffb3b5a260f5b26f501eec5b496dd10838cdfcf85da"
 OTHER = f"sha256:{'1' * 64}"
@@ -78,6 +77,10 @@ def test_an_index_names_a_platform_once() -> None:
         index([IndexEntry(AMD64, IMAGE, 670), IndexEntry(AMD64, OTHER, 670)])
 
 
+def images(document: dict[str, Any]) -> dict[Platform, str]:
+    return {each.platform: each.digest for each in entries(document)}
+
+
 def test_what_an_index_holds_is_read_back() -> None:
     made = (
         IndexEntry(AMD64, IMAGE, 670, attestation=ATTESTING),
@@ -91,7 +94,7 @@ def test_an_attestation_is_never_taken_for_an_image() -> None:
     of = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": IMAGE}
     document = {"manifests": [entry(annotations=of, **platform("amd64")), entry(digest=IMAGE, **platform("arm64"))]}
 
-    assert manifests_by_platform(document) == {ARM64: IMAGE}
+    assert images(document) == {ARM64: IMAGE}
 
 
 @pytest.mark.parametrize(
@@ -108,23 +111,23 @@ def test_an_attestation_is_never_taken_for_an_image() -> None:
 def test_what_is_for_no_platform_of_ours_is_left_out(other: dict[str, Any]) -> None:
     document = {"manifests": [entry(**other), entry(digest=IMAGE, **platform("amd64"))]}
 
-    assert manifests_by_platform(document) == {AMD64: IMAGE}
+    assert images(document) == {AMD64: IMAGE}
 
 
 def test_a_variant_that_every_machine_of_the_platform_has_counts_as_none() -> None:
     document = {"manifests": [entry(**platform("arm64", variant="v8"))]}
 
-    assert manifests_by_platform(document) == {ARM64: OTHER}
+    assert images(document) == {ARM64: OTHER}
 
 
 def test_of_two_images_for_one_platform_the_first_counts() -> None:
     document = {"manifests": [entry(digest=IMAGE, **platform("amd64")), entry(**platform("amd64"))]}
 
-    assert manifests_by_platform(document) == {AMD64: IMAGE}
+    assert images(document) == {AMD64: IMAGE}
 
 
 def test_an_index_without_images_has_none() -> None:
-    assert manifests_by_platform({"manifests": []}) == {}
+    assert images({"manifests": []}) == {}
 
 
 def test_an_attestations_manifest_names_its_blobs() -> None:

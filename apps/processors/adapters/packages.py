@@ -46,10 +46,6 @@ def installed(files: Mapping[str, bytes]) -> list[Package]:
     return sorted(found)
 
 
-def has_debian_database(files: Mapping[str, bytes]) -> bool:
-    return any(path.startswith(_DPKG) for path in files)
-
-
 def system(files: Mapping[str, bytes]) -> Mapping[str, str]:
     """os-release's words, e.g. ID, VERSION_ID; none when the image does not say.
 
