@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.errors import ConfigurationError, ImageNotFound, InvalidReference
-from apps.processors import git, images, registry
+from apps.processors import attestations, git, images, registry
 from apps.processors.adapters.base import ImageRegistry, RemoteManifest
 from apps.processors.atomic import exclusive_lock
 from apps.processors.reference import ImageReference, Platform, ProcessorRef
@@ -133,9 +133,8 @@ def platforms_of(index: RemoteManifest) -> dict[Platform, ImageReference]:
 
     Source: https://github.com/opencontainers/image-spec/blob/v1.1.1/image-index.md
     """
-    found: dict[Platform, ImageReference] = {}
-    for entry in index.document["manifests"]:
-        place = entry.get("platform") or {}
-        if place.get("os") == "linux" and place.get("architecture") in ("amd64", "arm64"):
-            found.setdefault(Platform(place["architecture"]), ImageReference(index.repository, entry["digest"]))
-    return dict(sorted(found.items()))
+    return {
+        entry.platform: ImageReference(index.repository, entry.digest)
+        for entry in attestations.entries(index.document)
+        if entry.digest.startswith("sha256:")
+    }

@@ -314,6 +314,34 @@ def test_a_digest_of_a_kind_that_we_do_not_know_is_no_lie(client: OciRegistry, p
         assert client.manifest(modern.repository(), "1")
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"manifests": None},
+        {"manifests": [None]},
+        {"manifests": [{"platform": {"os": "linux", "architecture": "amd64"}}]},
+        {"manifests": [{"mediaType": INDEX, "digest": DIGEST, "size": 1, "platform": "linux/amd64"}]},
+        {"manifests": [{"mediaType": INDEX, "digest": DIGEST, "size": 1, "annotations": ["x"]}]},
+        {"manifests": [{"mediaType": INDEX, "digest": DIGEST, "size": "1"}]},
+        {"config": None, "layers": []},
+        {"config": {"mediaType": INDEX, "digest": 1, "size": 1}, "layers": []},
+        {"config": {"mediaType": INDEX, "digest": DIGEST, "size": 1}, "layers": {}},
+    ],
+    ids=json.dumps,
+)
+def test_what_is_no_index_and_no_image_is_told(
+    client: OciRegistry, plain: Registry, document: dict[str, object]
+) -> None:
+    odd = json.dumps(document).encode()
+    with (
+        middleman(plain.address, answer=lambda asked: Answer(200, {"content-type": INDEX}, odd)) as there,
+        pytest.raises(
+            ImageRegistryFailed, match=r"1 is no well-formed (index|image): see its (manifests|config|layers)"
+        ),
+    ):
+        client.manifest(there.repository(), "1")
+
+
 def test_what_others_list_as_referrers_is_not_believed_blindly(client: OciRegistry, plain: Registry) -> None:
     listed = [{"digest": "../../etc"}, "text", {"digest": DIGEST, "artifactType": "a/b"}, {"artifactType": "a/b"}]
 

@@ -15,6 +15,7 @@ from tests.unit.test_registry_pin import NEW, OLD, OTHER, REF, block, place, wri
 
 AUTHOR = {f"GIT_{who}_{what}": "x@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 INDEX = "application/vnd.oci.image.index.v1+json"
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 Pin = Callable[[ImageReference], Pinned]
 
@@ -253,13 +254,27 @@ def test_a_rollback_names_the_commit_of_the_pin(tmp_path: Path) -> None:
 def test_attestations_and_foreign_platforms_are_no_images_of_an_index() -> None:
     places = [("linux", "arm64"), ("unknown", "unknown"), ("linux", "amd64"), ("windows", "amd64"), ("linux", "s390x")]
     entries = [
-        {"digest": f"sha256:{number:064}", "platform": {"os": system, "architecture": architecture}}
+        {
+            "mediaType": MANIFEST,
+            "size": 1,
+            "digest": f"sha256:{number:064}",
+            "platform": {"os": system, "architecture": architecture},
+        }
         for number, (system, architecture) in enumerate(places)
     ]
-    manifests = [*entries, {"digest": "sha256:" + "9" * 64}]
+    attesting = {"annotations": {"vnd.docker.reference.type": "attestation-manifest"}}
+    manifests = [entries[2] | attesting | {"digest": "sha256:" + "8" * 64}, *entries]
     index = RemoteManifest("localhost:5000/x", "sha256:" + "0" * 64, INDEX, {"manifests": manifests}, 1)
 
     assert pinning.platforms_of(index) == {
         AMD64: ImageReference("localhost:5000/x", f"sha256:{2:064}"),
         ARM64: ImageReference("localhost:5000/x", f"sha256:{0:064}"),
     }
+
+
+def test_a_digest_of_a_kind_that_no_pin_holds_is_not_offered() -> None:
+    entry = {"mediaType": MANIFEST, "size": 1, "digest": "sha512:" + "9" * 128}
+    manifests = [{**entry, "platform": {"os": "linux", "architecture": "amd64"}}]
+    index = RemoteManifest("localhost:5000/x", "sha256:" + "0" * 64, INDEX, {"manifests": manifests}, 1)
+
+    assert pinning.platforms_of(index) == {}

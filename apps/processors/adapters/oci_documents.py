@@ -54,8 +54,28 @@ def get_manifest(session: Session, repository: str, reference: str) -> RemoteMan
     if "manifests" in document and ("layers" in document or "config" in document):
         # CVE-2021-41190: one client would take it for an index, another for an image.
         raise ImageRegistryFailed(f"{what} is both an index and an image", hint="make and push it again")
+    _check_descriptors(document, what)
     media_type = document.get("mediaType") or answer.headers.get("content-type", "").partition(";")[0]
     return RemoteManifest(repository, digest, str(media_type), document, len(answer.body))
+
+
+def _check_descriptors(document: dict[str, Any], what: str) -> None:
+    """What an index lists and an image is made of: who reads it further on need not ask. Raises ImageRegistryFailed."""
+    for part in ("manifests", "layers", "config"):
+        found = document.get(part, [])
+        listed = [found] if part == "config" and part in document else found
+        if not isinstance(listed, list) or not all(_is_descriptor(each) for each in listed):
+            message = f"{what} is no well-formed {'index' if part == 'manifests' else 'image'}: see its {part}"
+            raise ImageRegistryFailed(message, hint="make and push it again")
+
+
+def _is_descriptor(part: object) -> bool:
+    """Source: https://github.com/opencontainers/image-spec/blob/v1.1.1/descriptor.md"""
+    if not isinstance(part, dict):
+        return False
+    named = isinstance(part.get("mediaType"), str) and isinstance(part.get("digest"), str)
+    optional = (part.get("platform") or {}, part.get("annotations") or {})
+    return named and type(part.get("size")) is int and all(isinstance(each, dict) for each in optional)
 
 
 def get_blob(session: Session, digest: str, *, limit_bytes: int) -> bytes:
