@@ -34,11 +34,12 @@ class CreateOnce:
     def put(self, key: str, file: BinaryIO, *, size_bytes: int, digest: str, mime: str) -> None:
         """Store the whole `file`. Raises OutputExists, UploadFailed, StorageFailed."""
         self.refuse_overwrite(key, size_bytes=size_bytes, digest=digest)
+        made = False
         if size_bytes > self.single_put_bytes:
-            self._put_in_parts(key, file, size_bytes=size_bytes, mime=mime)
+            made = self._put_in_parts(key, file, size_bytes=size_bytes, mime=mime)
         elif self._put_whole(key, file, size_bytes=size_bytes, digest=digest, mime=mime):
             return
-        self.settle(key, size_bytes=size_bytes, digest=digest)
+        self.settle(key, size_bytes=size_bytes, digest=digest, made=made)
 
     def refuse_overwrite(self, key: str, *, size_bytes: int, digest: str) -> None:
         """Where the server itself would overwrite, look before. Raises OutputExists, StorageFailed."""
@@ -55,8 +56,11 @@ class CreateOnce:
             answer = client.create_multipart_upload(Bucket=self._bucket, Key=key, ContentType=mime)
         return str(answer["UploadId"])
 
-    def complete(self, key: str, upload_id: str, etags: Sequence[str]) -> None:
-        """Make one object of its parts, unless there is one: `settle` tells. Raises UploadFailed, StorageFailed."""
+    def complete(self, key: str, upload_id: str, etags: Sequence[str]) -> bool:
+        """Make one object of its parts; False when there is one, or this was done before: `settle` tells.
+
+        Raises UploadFailed, StorageFailed.
+        """
         client = self._client
         parts = [{"ETag": etag, "PartNumber": number} for number, etag in enumerate(etags, 1)]
         with self._unless_taken() as taken:
@@ -65,6 +69,7 @@ class CreateOnce:
             )
         if taken:
             self.abort(key, upload_id)
+        return not taken
 
     def abort(self, key: str, upload_id: str) -> None:
         """Forget the parts. Never raises: the bucket's lifecycle rules are there for what is left."""
@@ -72,11 +77,14 @@ class CreateOnce:
         with suppress(OperationError), self._objects.failures.told():
             client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
 
-    def settle(self, key: str, *, size_bytes: int, digest: str, since_s: float | None = None) -> None:
+    def settle(
+        self, key: str, *, size_bytes: int, digest: str, since_s: float | None = None, made: bool = False
+    ) -> None:
         """Be sure that exactly this is stored: told by a server that is known to check it, else read once.
 
-        `since_s`: seconds since others were allowed to write it. Raises OutputExists for other bytes that were
-        there before, UploadFailed when nothing or something else arrived, StorageFailed.
+        `since_s`: seconds since others were allowed to write it; `made`: of parts, which no server checked. Raises
+        OutputExists for other bytes that were there before, UploadFailed when nothing or something else arrived,
+        StorageFailed.
         """
         head = self._objects.head(key)
         if head is None:
@@ -86,7 +94,8 @@ class CreateOnce:
         found = self._digest(key, head) if head.size_bytes == size_bytes else None
         if found == digest:
             return
-        if all(self._enforcement.enforced()) or (since_s is not None and head.age_s > since_s + _SETTLED_S):
+        before = all(self._enforcement.enforced()) or (since_s is not None and head.age_s > since_s + _SETTLED_S)
+        if before and not made:
             raise self._taken(key)
         raise UploadFailed(
             f"{key}: {found or f'{head.size_bytes} bytes'} arrived, {digest} of {size_bytes} bytes was announced"
@@ -137,10 +146,11 @@ class CreateOnce:
             time.sleep(wait_s)  # another writer is at it: S3 knows only afterwards who was first
         return False
 
-    def _put_in_parts(self, key: str, file: BinaryIO, *, size_bytes: int, mime: str) -> None:
+    def _put_in_parts(self, key: str, file: BinaryIO, *, size_bytes: int, mime: str) -> bool:
+        """As `complete`."""
         upload_id = self.begin(key, mime=mime)
         try:
-            self.complete(key, upload_id, self._put_parts(key, upload_id, file, size_bytes))
+            return self.complete(key, upload_id, self._put_parts(key, upload_id, file, size_bytes))
         except BaseException:
             self.abort(key, upload_id)
             raise

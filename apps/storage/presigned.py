@@ -45,12 +45,13 @@ class PresignedGrants:
         return self._parts(key, grant.upload_id, size_bytes)
 
     def accept(self, key: str, grant: Grant, *, size_bytes: int, digest: str, etags: Sequence[str] = ()) -> None:
+        made = False
         if grant.upload_id is not None:
             if len(etags) != len(grant.requests):
                 raise UploadFailed(f"{key}: {len(etags)} of {len(grant.requests)} parts arrived")
-            self._uploads.complete(key, grant.upload_id, etags)
+            made = self._uploads.complete(key, grant.upload_id, etags)
         granted_at = grant.expires_at - s3_client.LIFETIMES_S[0]
-        self._uploads.settle(key, size_bytes=size_bytes, digest=digest, since_s=time.time() - granted_at)
+        self._uploads.settle(key, size_bytes=size_bytes, digest=digest, since_s=time.time() - granted_at, made=made)
 
     def abandon(self, key: str, grant: Grant) -> None:
         if grant.upload_id is not None:
