@@ -117,7 +117,7 @@ class Fetching:
             error = InvalidInputs(f"the processor asked for {fetch.path!r}, which the inputs do not name")
             self._tell(protocol.encode(protocol.Unavailable(fetch.fetch, error.words())))
             return
-        self._readers[fetch.fetch] = _Reader(self._sources.backend, fetch.path)
+        self._readers[fetch.fetch] = _Reader(self._sources.backend, fetch.path, found.size_bytes)
         self._do(fetch.fetch, partial(self._answer, fetch, found))
 
     # in the fetch's lane
@@ -171,8 +171,8 @@ class Fetching:
 class _Reader:
     """One artifact, read from anywhere; in order costs least."""
 
-    def __init__(self, backend: StorageBackend, path: str) -> None:
-        self._backend, self._path = backend, path
+    def __init__(self, backend: StorageBackend, path: str, size_bytes: int) -> None:
+        self._backend, self._path, self._size_bytes = backend, path, size_bytes
         self._file: BinaryIO | None = None
         self._at = 0
 
@@ -182,9 +182,14 @@ class _Reader:
             if self._file is None or offset < self._at:
                 self.close()
                 self._file, self._at = self._backend.open(self._path[1:]), 0
+            if self._file.seekable():  # a bucket's are not
+                self._at = self._file.seek(offset)
             while self._at < offset:
                 self._take(self._file, min(protocol.WINDOW_BYTES, offset - self._at))
-            return self._take(self._file, size)
+            data = self._take(self._file, size)
+            if self._at == self._size_bytes:  # most likely it was the last of it, and there may be a thousand more
+                self.close()
+            return data
         except OSError as exc:
             raise StorageFailed(f"{self._where()} can't be read: {exc.strerror or exc}") from exc
 

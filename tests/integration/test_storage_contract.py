@@ -294,7 +294,7 @@ def test_other_bytes_than_granted_are_refused(remote: StorageBackend) -> None:
 def test_altered_parts_are_caught(remote: StorageBackend) -> None:
     data = os.urandom(6 * MIB)
 
-    with pytest.raises(UploadFailed, match="arrived, .* was announced"):
+    with pytest.raises(UploadFailed, match="was announced"):
         upload(granted(remote), f"{PREFIX}a", data, bytes(6 * MIB))
 
 

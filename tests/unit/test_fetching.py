@@ -1,6 +1,7 @@
 """The controller's end of fetches: what inputs name, what is handed out, and to whom not."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -95,7 +96,7 @@ def until(true: Callable[[], bool]) -> None:
 class Wire:
     """The runtime's end: what it asks goes through both state machines, as on a connection."""
 
-    def __init__(self, backend: FilesystemBackend, grants: Any = None) -> None:
+    def __init__(self, backend: FilesystemBackend, grants: Any = None, path: str = PATH) -> None:
         self.controller, self.runtime = protocol.ControllerSide(), protocol.RuntimeSide()
         self.texts: list[dict[str, Any]] = []
         self.received = bytearray()
@@ -103,7 +104,7 @@ class Wire:
         self.controller.receive(protocol.encode(hello))
         self.controller.run(protocol.Run(ID, "mock", {}, "/artifacts/a/", 1.0))
         self.controller.receive(protocol.encode(protocol.Accepted(ID, DIGEST)))
-        sources = fetching.look_up(inputs(image={"$artifact": PATH}), backend)
+        sources = fetching.look_up(inputs(image={"$artifact": path}), backend)
         self.fetching = fetching.Fetching(self.controller, sources, grants, send=self._arrive)
 
     def ask(self, message: Fetch | Pull) -> None:
@@ -139,6 +140,17 @@ def test_an_artifact_is_announced_and_sent_as_it_is_pulled(wire: Wire) -> None:
     wire.fetching.close()
 
 
+def test_one_that_was_read_to_its_end_is_not_kept_open(wire: Wire) -> None:
+    for number in range(1, 20):
+        wire.ask(Fetch(ID, number, PATH))
+        wire.ask(Pull(number, 0, len(DATA)))
+
+    descriptors = [Path(os.path.realpath(each)) for each in Path("/proc/self/fd").iterdir()]
+    assert [each for each in descriptors if each.name == Path(PATH).name] == []
+    assert len(wire.received) == 19 * len(DATA)
+    wire.fetching.close()
+
+
 @pytest.mark.parametrize("offset", [0, 100, 500_000])
 def test_it_can_be_pulled_from_anywhere(wire: Wire, offset: int) -> None:
     wire.ask(Fetch(ID, 1, PATH))
@@ -147,6 +159,21 @@ def test_it_can_be_pulled_from_anywhere(wire: Wire, offset: int) -> None:
     wire.ask(Pull(1, offset, 50))
 
     assert bytes(wire.received[200:]) == DATA[offset : offset + 50]
+    wire.fetching.close()
+
+
+def test_what_goes_on_far_behind_reads_nothing_before(backend: FilesystemBackend) -> None:
+    path = f"/artifacts/inputs/sha256/{'ab' * 32}/holes.bin"
+    put(backend, path, b"")
+    os.truncate(backend.root / path[1:], 2**40)
+    wire = Wire(backend, path=path)
+    wire.ask(Fetch(ID, 1, path))
+    began = time.monotonic()
+
+    wire.ask(Pull(1, 2**40 - 2**20, 2**20))
+
+    assert time.monotonic() - began < 2
+    assert len(wire.received) == 2**20
     wire.fetching.close()
 
 
