@@ -266,6 +266,13 @@ def test_run_without_inputs_takes_the_first_example(workshop: Workshop) -> None:
     assert workshop.run(workshop.running()).stdout.startswith("the first example\n")
 
 
+def test_no_log_has_the_run_token(workshop: Workshop) -> None:
+    outcome = workshop.run(workshop.running(), "--verbosity", "3", text="hello")
+
+    assert outcome.status == 0
+    assert [token for token in workshop.read("run_tokens.json")["tokens"].values() if token in outcome.stderr] == []
+
+
 def test_a_stream_prints_tokens_as_they_come(workshop: Workshop) -> None:
     text = inputs(text="one two", pause_s=1)
     process = workshop.shell.spawn("localctl", "run", "--ref", workshop.running(), "--inputs-json", text, "--stream")

@@ -47,6 +47,8 @@ __all__ = ["Failed", "Parser", "Result", "SubcommandCommand"]
 
 _COLOURS: Final = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33}
 _LOG_LEVELS: Final = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
+# At DEBUG these write what goes over the wire: headers with tokens, signed URLs.
+_TELLTALES: Final = ("botocore", "docker", "grpclib", "h2", "hpack", "urllib3", "websockets")
 
 
 class Result(NamedTuple):  # no dataclass: every run would pay for making it
@@ -156,7 +158,10 @@ class SubcommandCommand(BaseCommand):  # type: ignore[misc]
             with _failures():
                 self._write("")
             raise
-        logging.basicConfig(level=_LOG_LEVELS[options["verbosity"]], format="%(name)s: %(message)s")
+        level = _LOG_LEVELS[options["verbosity"]]
+        logging.basicConfig(level=level, format="%(name)s: %(message)s")
+        for name in _TELLTALES:
+            logging.getLogger(name).setLevel(max(level, logging.INFO))
         self.execute(**options)
         self._finished = True
 
