@@ -144,7 +144,7 @@ def _request(
         write_prefix=known.write_prefix,
         timeout_s=asked.timeout_s or spec.runtime.timeout_s,
     )
-    return request, attached, f'"{protocol.ARTIFACT}"'.encode() in canonical
+    return request, attached, protocol.ARTIFACT_MARK in canonical
 
 
 def _inputs(asked: Asked, spec: ProcessorSpec, settings: Settings) -> "tuple[dict[str, Any], Sequence[Attached]]":

@@ -9,7 +9,6 @@ from typing import Any, Final, NamedTuple
 
 from processor_runtime.protocol import ARTIFACT
 
-MARK: Final = f'"{ARTIFACT}"'.encode()  # in canonical JSON wherever there is such a value: else nobody needs to look
 FOLDER: Final = "inputs"  # of the files, in the spool folder first, then in the handler's working folder
 MAX_ARTIFACTS: Final = 1024  # of one execution
 MAX_PATH_BYTES: Final = 1024  # as a key: without its first slash

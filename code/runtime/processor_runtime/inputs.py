@@ -10,6 +10,7 @@ import rfc8785
 
 from processor_runtime import artifacts, codes
 from processor_runtime.failures import Failure
+from processor_runtime.protocol import ARTIFACT_MARK
 
 MAX_ERRORS: Final = 20
 MAX_ERROR_CHARACTERS: Final = 300
@@ -46,7 +47,7 @@ def canonical(inputs: Mapping[str, Any]) -> Canonical:
 
 
 def _artifacts(text: bytes) -> tuple[str, ...]:
-    if artifacts.MARK not in text:
+    if ARTIFACT_MARK not in text:
         return ()
     try:
         return tuple(dict.fromkeys(value.path for value in artifacts.named(orjson.loads(text))))

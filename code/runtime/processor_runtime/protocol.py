@@ -25,6 +25,7 @@ WINDOW_BYTES: Final = 4 * 1024 * 1024  # relayed bytes of one file under way and
 CHUNK_HEADER: Final = struct.Struct("!IQ")  # number of the upload or fetch, offset of the first byte
 
 ARTIFACT: Final = "$artifact"  # {ARTIFACT: "/artifacts/…"} in the inputs names a file; see artifacts.py
+ARTIFACT_MARK: Final = f'"{ARTIFACT}"'.encode()  # in canonical JSON wherever there is one: else nobody needs to look
 EVENTS: Final = frozenset(("queued", "started", "token", "log", "progress", "output", "metric", "gap", "reattached"))
 EXECUTION_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
