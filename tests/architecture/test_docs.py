@@ -1,6 +1,7 @@
 """What the pages promise: links that lead somewhere, and the commands, options and variables that there are."""
 
 import re
+import shlex
 from argparse import SUPPRESS, ArgumentParser
 from importlib import import_module
 from pathlib import Path
@@ -83,3 +84,50 @@ def test_every_variable_that_settings_reads_is_told_in_the_pages() -> None:
 
     names = set(re.findall(r'"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)"', (PROJECT / "apps" / "settings.py").read_text()))
     assert sorted(name for name in names if name not in told) == []
+
+
+# Lines to type
+
+
+FENCED = re.compile(r"^```(?:sh|bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def _words(line: str) -> list[str]:
+    """The first of our commands in a line of shell, with its words, without what surrounds it."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words = list(lexer)
+    begin = next((place for place, word in enumerate(words) if word in COMMANDS), len(words))
+    end = next((place for place, word in enumerate(words) if place > begin and set(word) <= set("();<>|&")), len(words))
+    return words[begin:end]
+
+
+def _typed(page: Path) -> list[str]:
+    blocks = "".join(FENCED.findall(page.read_text())).replace("\\\n", " ")
+    return [line for line in blocks.splitlines() if re.search(rf"(?:^|[\s$(])(?:{'|'.join(COMMANDS)})\s", line)]
+
+
+def _parse(words: list[str]) -> None:
+    """Raises Failed for what the command would refuse."""
+    command = import_module(f"apps.processors.management.commands.{words[0]}").Command()
+    command.create_parser("", words[0]).parse_args(words[1:])
+
+
+LINES = [(page, line) for page in PAGES for line in _typed(page) if "…" not in line]
+
+
+@pytest.mark.parametrize(("page", "line"), LINES, ids=[f"{page.stem}: {line.strip()[:60]}" for page, line in LINES])
+def test_every_line_to_type_in_a_page_is_one_that_its_command_takes(page: Path, line: str) -> None:
+    _parse(_words(line))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_two_examples_that_its_command_takes(name: str) -> None:
+    for subcommand, parser in _subcommands(name).items():
+        title, *examples = str(parser.epilog).splitlines()
+
+        assert (title, len(examples)) == ("examples:", 2), subcommand
+        for example in examples:
+            words = _words(example)
+            assert words[:2] == [name, subcommand], example
+            _parse(words)
