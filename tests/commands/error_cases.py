@@ -148,6 +148,11 @@ def negative_timeout(at: Terminal) -> Outcome:
     return at.run("test/echo@1", "--timeout", "-1")
 
 
+@case("ERR_USAGE", "argument --timeout: invalid number of seconds value: '2592001'", ".*localctl run --help")
+def a_timeout_longer_than_any_runtime_takes(at: Terminal) -> Outcome:
+    return at.run("test/echo@1", "--timeout", "2592001")  # 30 days and a second
+
+
 @case("ERR_USAGE", "'yesterday' is not a time", "--since takes 10m.*")
 def since_when(at: Terminal) -> Outcome:
     return at("localctl", "logs", "--ref", "test/echo@1", "--since", "yesterday")

@@ -9,6 +9,7 @@ from apps.processors.management.commands._base import Parser, Result
 if TYPE_CHECKING:
     from apps.processors import asking
 
+LONGEST_S = 30 * 24 * 3600  # as the runtime has it
 REF_HELP = "processor ref, e.g. llm/litellm@1"
 
 
@@ -74,7 +75,7 @@ def short(digest: str | None) -> str:
 
 def seconds(text: str) -> float:
     number = float(text)
-    if not 0 < number < 10**9:
+    if not 0 < number <= LONGEST_S:
         raise ValueError
     return number
 
