@@ -1,7 +1,8 @@
 """Where a processor listens, and what opens it: one WebSocket, its failures told in our words."""
 
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -57,7 +58,8 @@ def opened(door: Door) -> Iterator["ClientConnection"]:
             max_size=protocol.MAX_MESSAGE_BYTES,
         ) as connection:
             is_open = True
-            yield connection
+            with _leaving(connection):
+                yield connection
     except InvalidStatus as exc:
         raise _refused(exc.response.status_code, door) from exc
     except (ConnectionClosed, InvalidHandshake, protocol.ProtocolError) as exc:
@@ -76,6 +78,24 @@ def opened(door: Door) -> Iterator["ClientConnection"]:
         if is_open:
             raise
         raise Unreachable(str(exc)) from exc
+
+
+@contextmanager
+def _leaving(connection: "ClientConnection") -> Iterator[None]:
+    """Who leaves in the middle reads on for the handshake's sake: behind unread messages the answer is not seen."""
+    try:
+        yield
+    except BaseException:
+        threading.Thread(target=_read_on, args=(connection,), daemon=True).start()
+        raise
+
+
+def _read_on(connection: "ClientConnection") -> None:
+    from websockets.exceptions import ConcurrencyError, ConnectionClosed
+
+    with suppress(ConnectionClosed, ConcurrencyError):
+        for _ in connection:
+            pass
 
 
 def _refused(status: int, door: Door) -> OperationError:
