@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -744,10 +745,11 @@ def test_an_image_whose_python_is_gone_is_not_there_and_is_built_again(source: P
     assert source.engine.has_image(source.build().image)
 
 
-def test_a_missing_lock_file_is_named(source: Place) -> None:
-    (source.source / "requirements.lock").unlink()
+@pytest.mark.parametrize("name", ["requirements.lock", "handler.py"])
+def test_a_missing_file_is_named(source: Place, name: str) -> None:
+    (source.source / name).unlink()
 
-    with pytest.raises(BuildFailed, match=r"test/stub@1 has no code/processors/test/stub/1/requirements\.lock"):
+    with pytest.raises(BuildFailed, match=rf"test/stub@1 has no code/processors/test/stub/1/{re.escape(name)}"):
         source.build()
 
 

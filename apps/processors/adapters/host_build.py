@@ -53,6 +53,7 @@ class HostBuilder:
         return None
 
     def build(self, request: BuildRequest, *, progress: Progress) -> list[BuiltImage]:
+        self._check_handler(request)
         try:
             with exclusive_lock(self._folder / "locks" / "host-build.lock"):
                 image, size_bytes = self._snapshot(request, self._venv(request, progress), progress)
@@ -64,6 +65,15 @@ class HostBuilder:
             BuiltImage(each, digest=None, image=name, image_id=request.source_digest, size_bytes=size_bytes)
             for each in self.platforms(request.platforms)
         ]
+
+    def _check_handler(self, request: BuildRequest) -> None:
+        """What a docker build misses at its COPY would here be missed at the start."""
+        folder = request.dockerfile.parent
+        if not any((folder / name).is_file() for name in ("handler.py", "handler/__init__.py")):
+            raise BuildFailed(
+                f"{request.ref} has no {self._shown(folder / 'handler.py')}",
+                hint="write it: docs/writing-a-processor.md has an example",
+            )
 
     # the virtual environment
 
