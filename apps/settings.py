@@ -217,7 +217,7 @@ def _bucket_name(name: str) -> str:
 
 def _region(present: Mapping[str, str]) -> str:
     name = present.get("ARTIFACTS_REGION", "us-east-1")
-    if not re.fullmatch(r"[A-Za-z0-9-]{1,63}", name):
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,63}", name):
         raise ConfigurationError(f"ARTIFACTS_REGION is {name!r}", hint="set ARTIFACTS_REGION to one like us-east-1")
     return name
 
