@@ -31,6 +31,8 @@ class ModalShop:
     images: tuple[str, str]
     """`repository@digest` of two versions of the processor, for amd64."""
     name: str
+    storage: Path
+    """Of the registry: another one over it has the same images."""
 
     def at(self, service: ModalService, folder: Path) -> "ModalShop":
         """The same in a checkout of its own in `folder`, with `service` for Modal."""
@@ -135,7 +137,7 @@ def opened_modal_shop(folder: Path) -> Iterator[ModalShop]:
         )
         try:
             first, second = (_pushed(shell, ref, said) for said in ("one", "two"))
-            yield ModalShop(shell, ref, (first, second), name)
+            yield ModalShop(shell, ref, (first, second), name, made.storage)
         finally:
             _remove_images(name)
 

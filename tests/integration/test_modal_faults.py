@@ -156,6 +156,27 @@ def test_a_deployment_that_is_cut_off_changes_nothing(
     assert_still_serves(modal_shop, modal_service, serving)
 
 
+def test_a_deployment_that_modal_took_and_did_not_confirm_is_told_as_unknown(
+    modal_shop: ModalShop, modal_service: ModalService, serving: str
+) -> None:
+    new = modal_shop.images[1]
+    modal_service.faults(cut_after="AppPublish")
+
+    done, took_s = timed(lambda: modal_shop.start(new, "--timeout", "20"))
+
+    error = done.document["error"]
+    assert (done.status, error["code"], error["details"]["serving"]) == (69, "ERR_MODAL", None), done
+    assert f"whether {serving} serves again is not known" in error["message"]
+    assert f"modalctl status --ref {modal_shop.ref} --env dev" in error["message"]
+    assert took_s < 70
+    modal_service.faults(unreachable=False, cut_after="")
+    found = modal_shop.ctl("status").document
+    assert (found["version"], found["digest"]) == (2, digest(new))
+    assert modal_shop.said(text="the new one") == "the new one"
+    rolled = modal_shop.ctl("rollback")
+    assert (rolled.status, rolled.document["digest"]) == (0, serving), rolled
+
+
 def test_an_outage_in_the_middle_of_a_deployment_changes_nothing(
     modal_shop: ModalShop, modal_service: ModalService, serving: str
 ) -> None:

@@ -13,12 +13,14 @@ import pytest
 
 from tests.integration.modal_services import ModalService, running_modal_service
 from tests.integration.registries import registry
+from tests.providers import Provider
 from tests.shell import Shell, copy_checkout
 from tests.typist import KEY, Typist
 
 pytestmark = pytest.mark.docker
 
 REF = "llm/litellm@1"
+MESSAGES = '{"schema":"v1","params":{"messages":[{"role":"user","content":"test"}]}}'
 START = r"""
 GIT_BRANCH=feat/test GIT_USER=veyorokon \
 python manage.py modalctl start \
@@ -149,15 +151,30 @@ def test_the_examples_at_its_end(typed: Typist) -> None:
 
 
 @pytest.mark.parametrize("env", ["staging", "main"])
-def test_staging_and_main_need_neither_branch_nor_user(typed: Typist, env: str) -> None:
+def test_staging_and_main_need_neither_branch_nor_user_and_run_real_once_synced(typed: Typist, env: str) -> None:
     words = ("--ref", REF, "--env", env)
+    real = ("run", *words, "--mode", "real", "--inputs-json", MESSAGES, "--json")
 
-    started = typed.shell("modalctl", "start", *words, "--oci", typed.image, "--json")
-    synced = typed.shell("modalctl", "sync-secrets", *words, "--json", env={"OPENAI_API_KEY": KEY})
-    ran = typed.shell("modalctl", "run", *words, "--json")
-    stopped = typed.shell("modalctl", "stop", *words, "--json")
+    with Provider(host="0.0.0.0") as provider:
+        values = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": provider.openai_url("host.docker.internal")}
+        started = typed.shell("modalctl", "start", *words, "--oci", typed.image, "--json")
+        refused = typed.shell("modalctl", *real, env=values)
+        synced = typed.shell("modalctl", "sync-secrets", *words, "--json", env=values)
+        mocked = typed.shell("modalctl", "run", *words, "--json")
+        assert provider.received == []
+        ran = typed.shell("modalctl", *real)
+        stopped = typed.shell("modalctl", "stop", *words, "--json")
 
-    assert [done.status for done in (started, synced, ran, stopped)] == [0] * 4
+    assert [done.status for done in (started, synced, mocked, ran, stopped)] == [0] * 5, ran
     assert started.document["app"] == "llm-litellm-v1"
-    assert synced.document["synced"] == ["OPENAI_API_KEY"]
+    assert (refused.status, refused.document["error"]["code"]) == (77, "ERR_MISSING_SECRET")
+    assert synced.document["synced"] == ["OPENAI_API_KEY", "OPENAI_BASE_URL"]
+    (asked,) = provider.received
+    assert asked.headers["authorization"] == f"Bearer {KEY}"
+    assert asked.body["messages"] == [{"role": "user", "content": "test"}]
+    text = next(each["path"] for each in ran.document["outputs"] if each["path"].endswith("/text/response.txt"))
+    assert (typed.root / "code/.theory/artifacts" / text.lstrip("/")).read_text() == "Hello there"
+    assert ran.document["meta"]["mode"] == "real"
     assert stopped.document["stopped"] is True
+    told = "".join(done.stdout + done.stderr for done in (started, refused, synced, mocked, ran, stopped))
+    assert KEY not in told

@@ -2,9 +2,13 @@
 
 import json
 import os
+import shlex
 import signal
 import stat
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ from apps.processors.envelope import new_execution_id
 from tests.commands.workshop import until
 from tests.integration.modal_services import ModalService
 from tests.integration.modal_shop import DEV, KEY, ModalShop, digest, status_of
+from tests.integration.registries import PASSWORD, USER, registry
 
 pytestmark = pytest.mark.docker
 
@@ -254,6 +259,41 @@ def test_a_pull_secret_that_is_not_there_stops_a_start_before_it_deploys(
     assert (done.status, done.document["error"]["code"]) == (78, "ERR_CONFIG")
     assert done.document["error"]["hint"].startswith("modal secret create --env dev ghcr-pull REGISTRY_USERNAME=")
     assert modal_service.apps() == []
+
+
+def test_an_image_of_a_registry_with_a_login_is_fetched_with_the_pull_secret(
+    modal_shop: ModalShop, modal_service: ModalService
+) -> None:
+    section = json.loads(modal_shop.registry_yaml.read_text())["image"]
+
+    with registry(login="password", storage=modal_shop.storage) as guarded:
+        image = f"{guarded.address}/{modal_shop.images[0].partition('/')[2]}"
+        without = modal_shop.start(image)
+        modal_shop.change(image={**section, "pull_secret": "ghcr-pull"})
+        absent = modal_shop.start(image)
+        modal_cli(modal_shop, absent.document["error"]["hint"], USER, "wrong")
+        wrong = modal_shop.start(image)
+        modal_cli(modal_shop, f"{absent.document['error']['hint']} --force", USER, PASSWORD)
+        started = modal_shop.start(image)
+
+    for done in (without, wrong):
+        assert (done.status, done.document["error"]["code"]) == (69, "ERR_IMAGE_PULL")
+        assert image in done.document["error"]["message"]
+        assert done.document["error"]["details"]["serving"] is None
+    assert "set image.pull_secret in registry.yaml" in without.document["error"]["hint"]
+    assert wrong.document["error"]["hint"] == "look at the Modal secret ghcr-pull, and at details.log"
+    assert started.status == 0, started
+    assert [each["digest"] for each in modal_service.containers()] == [digest(image)]
+    told = "".join(done.stdout + done.stderr for done in (without, absent, wrong, started))
+    assert PASSWORD not in told
+
+
+def modal_cli(shop: ModalShop, line: str, user: str, password: str) -> None:
+    """Type the line of a hint, with a login for its dots."""
+    words = shlex.split(line)
+    given = {"REGISTRY_USERNAME=…": f"REGISTRY_USERNAME={user}", "REGISTRY_PASSWORD=…": f"REGISTRY_PASSWORD={password}"}
+    argv = [str(Path(sys.executable).with_name("modal")), *(given.get(word, word) for word in words[1:])]
+    subprocess.run(argv, env=shop.shell.environment(), check=True, capture_output=True, timeout=60)
 
 
 def test_an_image_builder_that_would_change_the_image_is_refused(
