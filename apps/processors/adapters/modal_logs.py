@@ -72,6 +72,7 @@ class _Following:
             self._owed = self._told.copy()
             got, end = False, None
             with closing(_Stream(self._line.environment, self._app)) as stream:
+                stream.start()  # in here: Ctrl-C may come while it begins, and it must end before the SDK does
                 for entry in self._until_it_ends(stream):
                     if isinstance(entry, BaseException | _End):
                         end = entry
@@ -171,10 +172,13 @@ class _Stream:
         self._loop: asyncio.AbstractEventLoop
         self._task: asyncio.Task[None]
         self._thread = threading.Thread(target=lambda: asyncio.run(self._follow()), daemon=True)
+
+    def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
-        self._begun.wait()
+        if not self._begun.wait(_CLOSE_S):
+            return  # it never started
         with suppress(RuntimeError):  # its loop has ended
             self._loop.call_soon_threadsafe(self._task.cancel)
         self._thread.join(_CLOSE_S)
