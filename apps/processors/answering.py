@@ -22,6 +22,8 @@ SETTLE_S: Final = 15.0
 """How long new credentials may be refused: Modal's proxies hear of them a little later."""
 
 _PAUSE_S: Final = 1.0
+"""Between two questions, at most: an image that is there already answers within one."""
+_FIRST_PAUSE_S: Final = 0.1
 _SAY_S: Final = 10.0
 _MOST: Final = 8
 """Containers that are asked."""
@@ -108,7 +110,7 @@ def await_digest(
     """
     began = said = time.monotonic()
     settled = began + (SETTLE_S if is_new_token else 0.0)
-    last = Answer(None, {})
+    last, pause_s = Answer(None, {}), _FIRST_PAUSE_S
     while (left := began + timeout_s - time.monotonic()) > 0:
         (answer,) = _ask_containers(door, target, 1, left)
         if answer.digest == digest:
@@ -123,7 +125,8 @@ def await_digest(
         if now - said >= _SAY_S:
             said = now
             progress(f"waiting for {door.app} since {now - began:.0f} s: {last} answers")
-        time.sleep(min(_PAUSE_S, max(left, 0.0)))
+        time.sleep(min(pause_s, left))
+        pause_s = min(2 * pause_s, _PAUSE_S)
     raise TimedOut(f"{door.app} did not answer as {digest} within {timeout_s:.0f} s: {last} answered")
 
 

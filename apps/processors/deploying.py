@@ -210,7 +210,7 @@ def _undone(
     """`error`, told together with what serves now: the deployment before, brought back."""
     here = asked.here
     log = _last_lines(here, target, since)
-    outcome = restore(before, door, target, timeout_s=asked.timeout_s, progress=progress)
+    outcome = restore(before, asked.image.digest, door, target, timeout_s=asked.timeout_s, progress=progress)
     details = {**error.details, "digest": asked.image.digest, "serving": outcome.serving}
     details["log"] = details.get("log") or log
     is_silent = error.code == "ERR_TIMEOUT" and door.url

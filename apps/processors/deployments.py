@@ -31,20 +31,32 @@ class Place:
 def place(ref: ProcessorRef, env: str, *, branch: str | None, user: str | None, state: ModalState | None) -> Place:
     """Where the ref is. In dev both variables say it; or, given `state`, what `start` recorded there.
 
-    Raises ConfigurationError naming the variables that are not set.
+    Raises ConfigurationError naming the variables that are not set, or of which no name could be made.
     """
-    if env == "dev" and not (branch and user):
+    variables = (("GIT_BRANCH", branch), ("GIT_USER", user))
+    missing = [name for name, value in variables if not value]
+    if env == "dev" and missing:
         record = state.app(ref, env) if state is not None else None
         if record is None:
-            missing = [name for name, value in (("GIT_BRANCH", branch), ("GIT_USER", user)) if not value]
-            raise ConfigurationError(
-                f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: "
-                f"in dev an app is called after branch and user",
-                hint="set GIT_BRANCH and GIT_USER, e.g. GIT_BRANCH=$(git branch --show-current) GIT_USER=$(id -un)",
-                details={"missing": missing},
-            )
+            raise _not_set(missing)
         return Place(ref, env, record.app)
+    # Without a word of its own, an app would be another branch's or another user's.
+    mute = [f"{name} {value!r}" for name, value in variables if value and not modal_names.has_word(value)]
+    if env == "dev" and mute:
+        raise ConfigurationError(
+            f"{' and '.join(mute)}: an app's name holds a-z and 0-9, of which there are none",
+            hint="set it to something with such letters for modalctl, the same every time",
+        )
     return Place(ref, env, modal_names.app_name(env, ref, branch=branch, user=user))
+
+
+def _not_set(missing: list[str]) -> ConfigurationError:
+    return ConfigurationError(
+        f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: "
+        f"in dev an app is called after branch and user",
+        hint="set GIT_BRANCH and GIT_USER, e.g. GIT_BRANCH=$(git branch --show-current) GIT_USER=$(id -un)",
+        details={"missing": missing},
+    )
 
 
 def deployed(here: Place, target: Target) -> App:

@@ -23,6 +23,11 @@ def app_name(env: str, ref: ProcessorRef, *, branch: str | None, user: str | Non
     return f"{name[:55]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
+def has_word(text: str) -> bool:
+    """Whether anything of `text` would be left in a name."""
+    return bool(_word(text))
+
+
 def _word(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 

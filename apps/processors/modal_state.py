@@ -1,9 +1,11 @@
 """What this checkout remembers of Modal: which app a ref is in which environment, and what opens the door."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Self
 
+from apps.processors.atomic import exclusive_lock
 from apps.processors.reference import ProcessorRef
 from apps.processors.state import LocalState
 
@@ -30,6 +32,10 @@ class AppRecord:
 
 class ModalState(LocalState):
     """The files about Modal; tokens have one of their own, 0600."""
+
+    def deploying(self, env: str, app: str) -> AbstractContextManager[None]:
+        """The lock that `start` and `rollback` of one app hold: one that fails must not undo the other's."""
+        return exclusive_lock(self.folder / "locks" / f"modal-{env}-{app}.lock")
 
     def app(self, ref: ProcessorRef, env: str) -> AppRecord | None:
         with self._shaped(_APPS):

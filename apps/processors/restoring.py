@@ -6,8 +6,8 @@ from typing import NamedTuple
 from apps.errors import OperationError
 from apps.processors import answering
 from apps.processors.adapters.base import Progress
-from apps.processors.adapters.target import App, Target
-from apps.processors.deployments import Place, live_digest
+from apps.processors.adapters.target import App, Target, Unavailable
+from apps.processors.deployments import Place, history, live_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,17 @@ class Outcome(NamedTuple):
     words: str
 
 
-def restore(before: Before, door: answering.Door, target: Target, *, timeout_s: float, progress: Progress) -> Outcome:
-    """Have what was there before serve again, and wait until it answers. Tells a failure, and raises none."""
+def restore(
+    before: Before, failed: str, door: answering.Door, target: Target, *, timeout_s: float, progress: Progress
+) -> Outcome:
+    """Have what was there before the digest `failed` serve again, and wait until it answers.
+
+    What somebody else deployed meanwhile is left alone. Tells a failure, and raises none.
+    """
     try:
         now = target.find(before.here.app)
+        if (other := _deployed_meanwhile(before, failed, now, target)) is not None:
+            return Outcome(other, f"meanwhile {other} was deployed by somebody else, and is left as it is")
         if before.app is None:
             return _cleared(now, target)
         if now is not None and now.version == before.app.version and now.id == before.app.id:
@@ -52,6 +59,18 @@ def restore(before: Before, door: answering.Door, target: Target, *, timeout_s: 
     except OperationError as exc:
         previous = before.digest or "what was deployed before"
         return Outcome(None, f"whether {previous} serves again is not known: {exc}. Look: {before.here.line('status')}")
+
+
+def _deployed_meanwhile(before: Before, failed: str, now: App | None, target: Target) -> str | None:
+    """The digest of the live version where that is neither the one before nor ours; None: it is, or can't be told."""
+    if now is None or now.state != "deployed" or (before.app and before.app.version == now.version):
+        return None
+    try:
+        versions = history(now, target)
+    except Unavailable:
+        return None
+    live = versions[0].digest if versions else None
+    return live if live != failed else None
 
 
 def _cleared(now: App | None, target: Target) -> Outcome:

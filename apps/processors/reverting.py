@@ -75,7 +75,7 @@ def roll_back(
         left = max(began + timeout_s - time.monotonic(), 5.0)
         answering.await_digest(door, target, digest, timeout_s=left, is_new_token=False, progress=progress)
     except OperationError as error:
-        outcome = restore(before, door, target, timeout_s=timeout_s, progress=progress)
+        outcome = restore(before, digest, door, target, timeout_s=timeout_s, progress=progress)
         kind = RuntimeFailed if error.code == "ERR_TIMEOUT" else type(error)
         details = {**error.details, "digest": digest, "serving": outcome.serving}
         raise kind(f"{error.message}; {outcome.words}", hint=here.line("logs"), details=details) from error

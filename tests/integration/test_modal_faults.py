@@ -108,7 +108,7 @@ def test_an_image_that_never_listens_is_rolled_back(
 ) -> None:
     modal_service.faults(never_listens=True)
 
-    done, took_s = timed(lambda: modal_shop.start(modal_shop.images[1], "--timeout", "8"))
+    done, took_s = timed(lambda: modal_shop.start(modal_shop.images[1], "--timeout", "5"))
 
     error = done.document["error"]
     assert (done.status, error["code"]) == (1, "ERR_RUNTIME")
@@ -212,7 +212,7 @@ def test_a_deployment_that_old_containers_serve_beside_is_not_taken_for_done(
 ) -> None:
     modal_service.faults(keep_old=True)
 
-    done = modal_shop.start(modal_shop.images[1], "--timeout", "8")
+    done = modal_shop.start(modal_shop.images[1], "--timeout", "5")
 
     assert (done.status, done.document["error"]["code"]) == (1, "ERR_RUNTIME")
     assert f"the image {serving} answered" in done.document["error"]["message"]

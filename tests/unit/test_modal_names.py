@@ -23,6 +23,13 @@ def test_an_app_is_named_after_the_contract(env: str, branch: str | None, user: 
     assert modal_names.app_name(env, REF, branch=branch, user=user) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"), [("feat/test", True), ("ветка/1", True), ("ветка", False), ("-/-", False)]
+)
+def test_what_leaves_no_word_in_a_name_is_known(text: str, expected: bool) -> None:
+    assert modal_names.has_word(text) is expected
+
+
 def test_a_name_that_is_too_long_is_cut_and_told_apart() -> None:
     names = {modal_names.app_name("dev", REF, branch="b" * 60 + end, user="me") for end in ("x", "y")}
 

@@ -30,6 +30,7 @@ class Apps:
     def __init__(self, now: App | OperationError | None, *rows: Deployed, can_roll_back: bool = True) -> None:
         self.now, self.rows, self.can_roll_back = now, rows, can_roll_back
         self.stopped: list[App] = []
+        self.rolled_back: list[int] = []
 
     def find(self, app: str) -> App | None:
         if isinstance(self.now, OperationError):
@@ -42,6 +43,7 @@ class Apps:
     def roll_back(self, app: App, version: int) -> None:
         if not self.can_roll_back:
             raise Unavailable("this version of Modal's SDK has no AppRollback")
+        self.rolled_back.append(version)
 
     def stop(self, app: App) -> None:
         self.stopped.append(app)
@@ -50,7 +52,7 @@ class Apps:
 def restore(before: restoring.Before, target: Apps) -> restoring.Outcome:
     place: Any = target
     checked: Target = place
-    return restoring.restore(before, DOOR, checked, timeout_s=1, progress=lambda _: None)
+    return restoring.restore(before, NEW, DOOR, checked, timeout_s=1, progress=lambda _: None)
 
 
 def test_what_was_not_replaced_goes_on() -> None:
@@ -82,6 +84,17 @@ def test_a_first_deployment_is_stopped() -> None:
     outcome = restore(restoring.Before(HERE, None), target)
 
     assert (outcome.serving, target.stopped) == (None, [app(1)])
+
+
+@pytest.mark.parametrize("before", [None, app(3)])
+def test_what_somebody_else_deployed_meanwhile_is_left_as_it_is(before: App | None) -> None:
+    other = "sha256:" + "c" * 64
+    target = Apps(app(5), row(5, other), row(4, NEW), row(3, OLD))
+
+    outcome = restore(restoring.Before(HERE, before, digest=OLD), target)
+
+    assert outcome == (other, f"meanwhile {other} was deployed by somebody else, and is left as it is")
+    assert (target.stopped, target.rolled_back) == ([], [])
 
 
 def chosen(to: str | None, *rows: Deployed, live: str | None = NEW) -> deployments.Version:

@@ -97,7 +97,7 @@ class Line:
                 self._looked = True
                 return
             except OSError as exc:
-                failures.append(f"{urlsplit(url.strip()).netloc}: {exc}")
+                failures.append(f"{urlsplit(url.strip()).netloc or url}: {exc}")
         raise ModalFailed(
             f"Modal can't be reached: {'; '.join(failures)}", hint="look at the network, and at MODAL_SERVER_URL if set"
         )

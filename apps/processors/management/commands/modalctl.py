@@ -41,13 +41,11 @@ class Command(SubcommandCommand):
         if options["dry_run"]:
             planned = deploying.dry_run(starting, self.warn)
             return Result(planned.document())
-        started = deploying.start(
-            starting,
-            target=wiring.target(here.env),
-            state=wiring.modal_state(settings),
-            progress=self.note,
-            warn=self.warn,
-        )
+        state = wiring.modal_state(settings)
+        with state.deploying(here.env, here.app):
+            started = deploying.start(
+                starting, target=wiring.target(here.env), state=state, progress=self.note, warn=self.warn
+            )
         text = (
             f"{here.ref} serves in {here.env} at {started.url} ({here.app}, version {started.version}, {image.digest})"
         )
@@ -148,17 +146,18 @@ class Command(SubcommandCommand):
         to = reverting.wanted(options["to"]) if options["to"] is not None else None
         settings, here = _place(options)
         state = wiring.modal_state(settings)
-        rolled = reverting.roll_back(
-            registry.load(settings.root, here.ref),
-            here,
-            to,
-            target=wiring.target(here.env),
-            state=state,
-            credentials_of=lambda: proxying.known(settings.modal_proxy_token, state),
-            timeout_s=options["timeout"],
-            progress=self.note,
-            warn=self.warn,
-        )
+        with state.deploying(here.env, here.app):
+            rolled = reverting.roll_back(
+                registry.load(settings.root, here.ref),
+                here,
+                to,
+                target=wiring.target(here.env),
+                state=state,
+                credentials_of=lambda: proxying.known(settings.modal_proxy_token, state),
+                timeout_s=options["timeout"],
+                progress=self.note,
+                warn=self.warn,
+            )
         document = rolled.document()
         text = f"{here.app} is {document['digest']} again, as in version {rolled.of}; now version {rolled.version}"
         return Result(document, text)
