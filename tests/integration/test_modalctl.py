@@ -401,6 +401,15 @@ def test_an_image_that_is_not_the_pin_is_neither_deployed_nor_run(modal_shop: Mo
     assert "was chosen when it was deployed" in chosen.stderr
 
 
+def test_a_run_that_fails_takes_no_other_with_it(modal_shop: ModalShop) -> None:
+    modal_shop.started(modal_shop.images[0])
+
+    failed = modal_shop.run("--timeout", "1", text="one two three four five", pause_s=0.7)
+
+    assert (failed.status, failed.document["error"]["code"]) == (75, "ERR_TIMEOUT")
+    assert [modal_shop.said(text=f"run {number}") for number in range(3)] == [f"run {number}" for number in range(3)]
+
+
 def test_a_changed_spec_is_drift(modal_shop: ModalShop) -> None:
     modal_shop.started(modal_shop.images[0])
     modal_shop.change(outputs=[{"path": "text/*", "mime": "text/plain"}])

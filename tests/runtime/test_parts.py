@@ -243,9 +243,18 @@ def test_cleaning_tmp_takes_what_is_new_and_leaves_what_is_old(tmp_path: Path) -
     (tmp_path / "folder" / "file").touch()
     (tmp_path / "new").touch()
 
-    scratch.clean_tmp(since, tmp_path)
+    scratch.clean_tmp(since, Path("/scratch"), tmp_path)
 
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_cleaning_tmp_leaves_scratch_space_in_it(tmp_path: Path) -> None:
+    (tmp_path / "scratch" / "worker-1").mkdir(parents=True)
+    (tmp_path / "scratch-of-a-handler").mkdir()
+
+    scratch.clean_tmp(0.0, tmp_path / "scratch", tmp_path)
+
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["scratch", "scratch/worker-1"]
 
 
 def test_prepare_keeps_what_is_not_ours(tmp_path: Path) -> None:

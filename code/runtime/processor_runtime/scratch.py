@@ -60,13 +60,15 @@ def remove_later(path: Path) -> None:
     asyncio.get_running_loop().run_in_executor(None, remove, path)
 
 
-def clean_tmp(since: float, folder: Path = Path("/tmp")) -> None:  # noqa: S108
-    """Delete what is newer than `since` (seconds since 1970) in /tmp and ours.
+def clean_tmp(since: float, kept: Path, folder: Path = Path("/tmp")) -> None:  # noqa: S108
+    """Delete what is newer than `since` (seconds since 1970) in /tmp and ours, but not `kept`, nor what it is in.
 
     Only for a container, whose /tmp is nobody else's: a failed execution's leftovers would fill it for all.
     """
     me = os.geteuid()
     for entry in list(os.scandir(folder)):
+        if kept.is_relative_to(entry.path):
+            continue  # scratch space, which may be in /tmp too: idle workers live in it
         with contextlib.suppress(OSError):
             found = entry.stat(follow_symlinks=False)
             # the kernel stamps files by a clock that ticks every few milliseconds

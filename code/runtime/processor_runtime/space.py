@@ -42,7 +42,8 @@ class Space:
         if self._dirty_since < math.inf and not self._running and not self.cleaning:
             self.cleaning = True
             since, self._dirty_since = self._dirty_since, math.inf
-            future = asyncio.get_running_loop().run_in_executor(None, scratch.clean_tmp, since)
+            kept = self._environment.scratch
+            future = asyncio.get_running_loop().run_in_executor(None, scratch.clean_tmp, since, kept)
             future.add_done_callback(self._cleaned)
 
     def _cleaned(self, future: asyncio.Future[Any]) -> None:
