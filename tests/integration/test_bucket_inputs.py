@@ -154,9 +154,9 @@ def test_a_store_that_only_this_machine_reaches_is_read_over_the_socket(anywhere
     assert anywhere.relayed() == before + 1
 
 
-@pytest.mark.parametrize("after_bytes", [0, 100, 3 * MIB])
+@pytest.mark.parametrize("after_bytes", [0, 100, 24 * MIB])
 def test_a_download_that_is_cut_goes_on_where_it_was(reader: Reader, bucket: Bucket, after_bytes: int) -> None:
-    put(reader, "photo.jpg", 8 * MIB)
+    put(reader, "photo.jpg", 32 * MIB)
     before = reader.relayed()
 
     with line(bucket.server.address) as way:
@@ -164,7 +164,8 @@ def test_a_download_that_is_cut_goes_on_where_it_was(reader: Reader, bucket: Buc
         done = reader.run("photo.jpg", by(bucket, way.address))
 
         hold_together(reader, bucket, "photo.jpg", done)
-        assert way.downward_bytes < 9 * MIB
+        # A reset takes along what the reader's kernel had and the reader not yet: some MiB, never a dozen.
+        assert way.downward_bytes < 44 * MIB
     assert reader.relayed() == before
 
 
