@@ -21,6 +21,8 @@ _OVERLAP: Final = timedelta(seconds=10)
 """How far a look back goes behind the newest line that was seen: lines may arrive in another order than written."""
 _SETTLE_S: Final = 1.0
 """After a stream began: what was written while it was being opened is looked up then."""
+_LOOK_S: Final = 15.0
+"""Between two looks, at most, while no stream has brought a line."""
 _REMEMBERED: Final = 20_000
 _OUTAGE_S: Final = 60.0
 """How long Modal may be out of reach."""
@@ -100,17 +102,22 @@ class _Following:
                     raise
 
     def _until_it_ends(self, stream: "_Stream") -> Iterator[Any]:
-        """New entries of the stream, and of a look at what was written while it was being opened."""
-        looked = False
+        """New entries of the stream, and of looks at what was written while none was open.
+
+        Until a stream has brought something, the SDK opens it again from wherever the log is then.
+        """
+        begun, pause_s = False, _SETTLE_S
         while True:
             try:
-                entry = stream.arrived.get(timeout=None if looked else _SETTLE_S)
+                entry = stream.arrived.get(timeout=pause_s or None)  # 0: for as long as it takes
             except queue.Empty:
-                looked = True
+                pause_s = 0.0 if begun else min(2 * pause_s, _LOOK_S)
                 yield from self._new(self._missed())
                 continue
-            if isinstance(entry, BaseException | _End):
+            if not begun or isinstance(entry, BaseException | _End):
+                begun, pause_s = True, _SETTLE_S
                 yield from self._new(self._missed())
+            if isinstance(entry, BaseException | _End):
                 yield entry
                 return
             yield from self._streamed(entry)
